@@ -12,6 +12,10 @@ if TYPE_CHECKING:  # the rules read these records and must not load torch
     from torch import Tensor
 
 
+class UserError(Exception):
+    """Something the user can put right. The scripts print it as one sentence on stderr and exit with 2."""
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question with what a rule needs to check an answer to it."""
