@@ -1,0 +1,177 @@
+"""The rules of R1: a Problem and a completion's text -> Score. No model judges, so there is nothing to flatter.
+
+A completion is the text after the prompt, with the prompt's prefilled part (e.g. `<think>`) put back in
+front and without the EOS marker. Nothing here raises at training time; settings are checked beforehand.
+"""
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import math
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Callable
+
+from .types import Problem, Score, UserError
+from .verify import verify
+
+Reward = Callable[[Problem, str], float]
+
+PARTS = ("accuracy", "format", "language")   # always computed; a user's own reward adds "custom"
+
+
+def score(problem: Problem, completion: str, finish: str, weights: dict[str, float],
+          extra: Reward | None = None) -> Score:
+    """Every part, and `total` = the sum of weights[part] * part over the parts that have a weight.
+
+    Never raises: what `extra` raises makes custom 0.0 and the reason "custom_error:<Type>", a value that
+    is not finite becomes 0.0. Source: DeepSeek-R1, sections 2.2.2 (accuracy, format) and 2.3.2 (language).
+    """
+    right, reason = verify(problem, completion)
+    parts = {"accuracy": float(right), "format": format_reward(completion, finish),
+             "language": language_reward(problem.lang, completion)}
+    if extra is not None:
+        try:
+            custom = float(extra(problem, completion))
+        except Exception as error:   # a user's mistake on one text must not end a run
+            custom, reason = 0.0, f"custom_error:{type(error).__name__}"
+        parts["custom"] = custom if math.isfinite(custom) else 0.0
+    total = sum(weights.get(name, 0.0) * value for name, value in parts.items())
+    return Score(total, parts, reason)
+
+
+def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
+    """Raises UserError for a weight whose name is unknown or whose value is not a finite number."""
+    known = [*PARTS, "custom"] if has_custom else list(PARTS)
+    for name, value in weights.items():
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0)[0]
+            raise UserError(f"unknown reward weight {name!r}; did you mean {near!r}? (known: {', '.join(known)})")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise UserError(f"the reward weight {name!r} must be a finite number, not {value!r}")
+
+
+# ---------------------------------------------------------------- format
+
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_FORMAT = re.compile(r"\s*<think>(.*)</think>(.*)<answer>(.*)</answer>\s*", re.DOTALL)
+
+
+def format_reward(completion: str, finish: str) -> float:
+    """1.0 for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
+    if finish != "eos" or any(completion.count(tag) != 1 for tag in TAGS):
+        return 0.0
+    match = _FORMAT.fullmatch(completion)   # each tag stands once, so there is only one way to match
+    return float(bool(match and match[1].strip() and match[3].strip()))
+
+
+# ---------------------------------------------------------------- language
+
+SCRIPTS = {   # characters of a script, as the inside of a regex class
+    "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
+    "han": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
+    "kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff",
+    "hangul": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
+    "cyrillic": "\u0400-\u052f",
+    "greek": "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff",
+    "arabic": "\u0620-\u065f\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f",
+    "hebrew": "\u0591-\u05bd\u05d0-\u05ea",
+    "devanagari": "\u0900-\u0963\u0971-\u097f",
+}
+LANGUAGES = {   # a language is the set of its scripts
+    "en": {"latin"}, "zh": {"han"}, "ru": {"cyrillic"}, "el": {"greek"}, "ar": {"arabic"}, "he": {"hebrew"},
+    "hi": {"devanagari"}, "ja": {"kana", "han"}, "ko": {"hangul"},
+}
+_PER_CHARACTER = ("han", "kana")   # written without spaces: one character counts as one word
+_WORD = re.compile("|".join(
+    f"(?P<{name}>[{chars}]" + ("" if name in _PER_CHARACTER else f"+(?:['’][{chars}]+)*") + ")"
+    for name, chars in SCRIPTS.items()) + r"|(?P<other>[^\W\d_])")
+_MARKUP = re.compile(r"</?[a-z]+>|\\[A-Za-z]+")   # tags and LaTeX commands are no words of any language
+
+
+def language_reward(lang: str, completion: str) -> float:
+    """Share of the words of the reasoning that are in `lang`; 0.0 if the language is not in LANGUAGES.
+
+    Without any word the share is 1.0: bare arithmetic is in no wrong language. A run of letters is a word,
+    a Han or kana character too; digits, symbols, tags and LaTeX commands are none.
+    Source: DeepSeek-R1 v2, equation 7.
+    """
+    scripts = LANGUAGES.get(lang, set())
+    words = Counter(match.lastgroup for match in _WORD.finditer(_MARKUP.sub(" ", reasoning(completion))))
+    return sum(words[script] for script in scripts) / words.total() if words else 1.0
+
+
+def reasoning(completion: str) -> str:
+    """The text inside <think>, or without one everything before <answer>."""
+    start = completion.find("<think>")
+    start = start + len("<think>") if start >= 0 else 0
+    end = completion.rfind("</think>", start)
+    if end < 0:
+        end = completion.find("<answer>", start)
+    return completion[start:end] if end >= 0 else completion[start:]
+
+
+def check_lang(lang: str) -> None:
+    """Raises UserError for a language whose script the language part does not know."""
+    if lang not in LANGUAGES:
+        raise UserError(f"unknown language {lang!r}: the language part knows {', '.join(LANGUAGES)}")
+
+
+# ---------------------------------------------------------------- what may become training text
+
+def is_readable(problem: Problem, completion: str) -> bool:
+    """Whether a finished trace may be shown to a reader: right format, one language, no loop."""
+    return (format_reward(completion, "eos") == 1.0 and language_reward(problem.lang, completion) == 1.0
+            and not is_repetitive(completion))
+
+
+def is_repetitive(text: str) -> bool:
+    """Whether some n-gram of words, said at least four times, fills more than half of a text of 20 words or more."""
+    words = re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", _MARKUP.sub(" ", text))
+    if len(words) < 20:
+        return False
+    # in a loop of p words each n-gram with p/2 < n <= p fills over half, so these sizes see every loop to 128
+    for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
+        if 4 * n > len(words):
+            return False
+        grams = Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
+        gram, times = grams.most_common(1)[0]
+        if times >= 4 and 2 * n * _count_apart(words, list(gram)) > len(words):
+            return True
+    return False
+
+
+def _count_apart(words: list[str], gram: list[str]) -> int:
+    """How often `gram` stands in `words` without overlapping itself."""
+    count = i = 0
+    while i + len(gram) <= len(words):
+        found = words[i:i + len(gram)] == gram
+        count += found
+        i += len(gram) if found else 1
+    return count
+
+
+# ---------------------------------------------------------------- a user's own reward
+
+def load_reward(spec: str) -> Reward:
+    """The function that `file.py:function` names. UserError: bad spec, no file, file fails to load, no function."""
+    path, colon, name = spec.rpartition(":")
+    if not colon or not path or not name:
+        raise UserError(f"reward {spec!r}: write it as file.py:function")
+    if not Path(path).is_file():
+        raise UserError(f"reward {spec!r}: there is no file {path!r}")
+    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"reward {spec!r}: {path!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:   # syntax errors included
+        raise UserError(f"reward {spec!r}: {path!r} fails to load: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        near = difflib.get_close_matches(name, names, n=1, cutoff=0)
+        raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+    return function
