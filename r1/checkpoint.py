@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -73,7 +74,8 @@ def _recover(path: Path) -> None:
     """Put back the old folder if `_publish` was killed between its two renames."""
     old = path.with_name(f".old-{path.name}")
     if old.exists() and not path.exists():
-        os.rename(old, path)
+        with suppress(OSError):                        # another rank was quicker
+            os.rename(old, path)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
