@@ -87,18 +87,21 @@ _PER_CHARACTER = ("han", "kana")   # written without spaces: one character count
 _WORD = re.compile("|".join(
     f"(?P<{name}>[{chars}]" + ("" if name in _PER_CHARACTER else f"+(?:['’][{chars}]+)*") + ")"
     for name, chars in SCRIPTS.items()) + r"|(?P<other>[^\W\d_])")
-_MARKUP = re.compile(r"</?[a-z]+>|\\[A-Za-z]+")   # tags and LaTeX commands are no words of any language
+# no words of any language: tags, LaTeX commands, mathematical letters, a Greek letter on its own
+_MARKUP = re.compile(rf"</?[a-z]+>|\\[A-Za-z]+|[\u2100-\u214f\U0001d400-\U0001d7ff]"
+                     rf"|(?<![{SCRIPTS['greek']}])[{SCRIPTS['greek']}](?![{SCRIPTS['greek']}])")
 
 
 def language_reward(lang: str, completion: str) -> float:
     """Share of the words of the reasoning that are in `lang`; 0.0 if the language is not in LANGUAGES.
 
-    Without any word the share is 1.0: bare arithmetic is in no wrong language. A run of letters is a word,
-    a Han or kana character too; digits, symbols, tags and LaTeX commands are none.
+    Without any word the share is 1.0: bare arithmetic is in no wrong language. A run of letters is one
+    word, a Han or kana character too; digits, symbols, tags and LaTeX commands are none.
     Source: DeepSeek-R1 v2, equation 7.
     """
     scripts = LANGUAGES.get(lang, set())
-    words = Counter(match.lastgroup for match in _WORD.finditer(_MARKUP.sub(" ", reasoning(completion))))
+    words = Counter(match.lastgroup for match in _WORD.finditer(_MARKUP.sub(" ", reasoning(completion)))
+                    if match.lastgroup != "other" or match[0].isalpha())   # not ² or ½
     return sum(words[script] for script in scripts) / words.total() if words else 1.0
 
 
@@ -173,5 +176,6 @@ def load_reward(spec: str) -> Reward:
     if not callable(function):
         names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-        raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}{hint}")
     return function
