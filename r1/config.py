@@ -1,0 +1,318 @@
+"""YAML -> dataclasses: strict, typed, overridable from the command line. Knows no torch.
+
+A config is a list of stages. Precedence: field default < the file named by `extends` < the file < `key=value`.
+"""
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from r1.types import UserError
+
+
+@dataclass
+class Sample:
+    """How completions are drawn."""
+
+    max_new_tokens: int = 128
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    max_rows: int = 512                # sequences decoded at once
+
+
+@dataclass
+class Optim:
+    """How weights are moved."""
+
+    lr: float = 3e-6                   # peak
+    schedule: str = "constant"         # "constant" or "cosine"
+    final: float = 0.1                 # cosine: last rate, as a share of the peak
+    warmup: int = 0                    # steps
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    weight_decay: float = 0.0
+    clip: float = 1.0                  # global gradient norm
+    micro_tokens: int = 16384          # padded tokens per forward; changes memory, never the gradient
+    bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
+
+
+@dataclass
+class Stage:
+    """What all stages have."""
+
+    name: str
+    kind: str
+    init: str = ""                     # a stage before this one, or a model folder
+    save_every: int = 50               # steps between states that a killed run continues from
+
+
+@dataclass
+class Pretrain(Stage):
+    """Next-token prediction on the tiny world's corpus, from random weights."""
+
+    model: dict[str, Any] = field(default_factory=dict)     # fields of r1.model.ModelConfig
+    vocab_size: int = 768              # of the tokenizer trained first; with `init`, its tokenizer is taken
+    thinks: float = 0.1                # share of the corpus's conversations that think before they answer
+    mixes: float = 0.4                 # share of Chinese thinking that is written in English
+    steps: int = 1000
+    rows: int = 32                     # per step
+    row_tokens: int = 192
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class SFT(Stage):
+    """Supervised fine-tuning on conversations."""
+
+    data: list[str] = field(default_factory=list)    # stages of kind `reject`, or jsonl files
+    template: str = "chat"
+    epochs: int = 2
+    batch: int = 64                    # examples per step
+    limit: int = 0                     # use only so many examples; 0: all
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class GRPO(Stage):
+    """Group relative policy optimisation on answers that a rule can check."""
+
+    data: dict[str, float] = field(default_factory=dict)    # source -> weight in the mix
+    template: str = "zero"
+    reward: dict[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 1.0})
+    reward_function: str = ""          # file.py:function, logged as the part "custom"
+    steps: int = 100                   # rollout phases
+    problems: int = 32                 # Q per phase
+    group: int = 16                    # G samples per problem
+    sample: Sample = field(default_factory=Sample)
+    std: bool = True                   # divide advantages by the group's standard deviation
+    leave_one_out: bool = False        # baseline: mean of the others (RLOO)
+    aggregate: str = "sequence"        # "sequence" (GRPO), "token" (DAPO), "constant" (Dr. GRPO)
+    clip_low: float = 0.2
+    clip_high: float = 0.2             # the paper: 10
+    kl_coef: float = 0.001
+    ref_every: int = 400               # steps between copies of the policy into the reference
+    minibatches: int = 1               # optimiser steps per rollout phase and epoch
+    inner_epochs: int = 1
+    truncated: str = "keep"            # "keep" or "drop": completions cut at the limit, in the loss
+    dynamic: int = 0                   # extra sampling rounds that replace groups of one mind (DAPO)
+    optim: Optim = field(default_factory=Optim)
+
+
+@dataclass
+class Reject(Stage):
+    """Rejection sampling: keep what is right, readable and new; `others` adds problems with the world's own answers."""
+
+    data: dict[str, float] = field(default_factory=dict)
+    template: str = "zero"
+    problems: int = 512
+    group: int = 8
+    keep: int = 2                      # completions kept per problem at most
+    others: dict[str, float] = field(default_factory=dict)    # domains whose answers need no sampling
+    others_problems: int = 0
+    sample: Sample = field(default_factory=Sample)
+
+
+@dataclass
+class Evaluate:
+    """How every trained stage is evaluated: the paper's protocol (R1 section 3)."""
+
+    domains: dict[str, dict[str, float]] = field(default_factory=dict)   # domain -> {source: weight}
+    problems: int = 200                # per domain
+    k: int = 16                        # samples per problem
+    sample: Sample = field(default_factory=lambda: Sample(temperature=0.6, top_p=0.95))
+
+
+KINDS = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "reject": Reject}
+
+
+@dataclass
+class Config:
+    """A run."""
+
+    out: str = "runs/run"
+    seed: int = 0
+    threads: int = 0                   # CPU threads; 0: what torch takes
+    device: str = "auto"
+    templates: dict[str, str] = field(default_factory=dict)   # name -> text with {prompt}; "chat" is the model's own
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    stages: list[Stage] = field(default_factory=list)
+
+
+# --- reading ---------------------------------------------------------------------------------------------------
+
+def load(path: str | Path, overrides: list[str] = ()) -> Config:
+    """The config of a file, with `key=value` overrides such as `out=runs/x` or `zero.optim.lr=1e-4`.
+
+    Raises UserError with file, key and the nearest valid name."""
+    path = Path(path)
+    raw = _read(path)
+    for text in overrides:
+        key, eq, value = text.partition("=")
+        if not eq:
+            raise UserError(f"{text!r} is no override: write key=value, e.g. zero.steps=10")
+        try:
+            _set(raw, key, yaml.safe_load(value), "command line")
+        except yaml.YAMLError as e:
+            raise UserError(f"command line: the value of {key!r} is not YAML: {value!r}") from e
+    config = build(Config, raw, str(path), "")
+    _check(config, str(path))
+    return config
+
+
+def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    if path.resolve() in seen:
+        raise UserError(f"{path}: `extends` goes in a circle")
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as e:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
+        raise UserError(f"{path}: no such config" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from e
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{path}: cannot be read: {e}") from e
+    except yaml.YAMLError as e:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from e
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, found {type(raw).__name__}")
+    if "extends" in raw:
+        below = _read(path.parent / str(raw.pop("extends")), (*seen, path.resolve()))
+        for key, value in raw.pop("set", {}).items():
+            _set(below, str(key), value, str(path))
+        raw = {**below, **raw}
+    return raw
+
+
+def _set(raw: dict, key: str, value: Any, where: str) -> None:
+    """Set a dotted key in the raw config; a first part that is no key of the run names a stage."""
+    parts = key.split(".")
+    stages = {s.get("name"): s for s in raw.get("stages") or [] if isinstance(s, dict)}
+    names = [f.name for f in dataclasses.fields(Config)]
+    if parts[0] in stages and len(parts) > 1:
+        at, parts = stages[parts[0]], parts[1:]
+    elif parts[0] in names:
+        at = raw
+    else:
+        raise UserError(f"{where}: unknown key {key!r}{_nearest(parts[0], [*names, *map(str, stages)])}")
+    for part in parts[:-1]:
+        if not isinstance(at.setdefault(part, {}), dict):
+            raise UserError(f"{where}: {key!r} goes into {part!r}, which is not a mapping")
+        at[part] = dict(at[part])          # YAML anchors share mappings: change this one alone
+        at = at[part]
+    at[parts[-1]] = value
+
+
+def build(cls, raw: Any, file: str, at: str):
+    """A dataclass from a mapping, checked key by key and type by type."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: {at or 'the config'} must be a mapping, found {raw!r}")
+    hints, values = typing.get_type_hints(cls), {}
+    names = [f.name for f in dataclasses.fields(cls)]
+    for key, value in raw.items():
+        where = f"{at}.{key}" if at else str(key)
+        if key not in names:
+            raise UserError(f"{file}: unknown key {where!r}{_nearest(str(key), names)}")
+        if cls is Config and key == "stages":
+            values[key] = _stages(value, file)
+        else:
+            values[key] = convert(hints[key], value, file, where)
+    for f in dataclasses.fields(cls):
+        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise UserError(f"{file}: {at or 'the config'} lacks the key {f.name!r}")
+    return cls(**values)
+
+
+def _stages(raw: Any, file: str) -> list[Stage]:
+    if not isinstance(raw, list):
+        raise UserError(f"{file}: stages must be a list, found {raw!r}")
+    out = []
+    for i, item in enumerate(raw):
+        name = item.get("name", f"stages[{i}]") if isinstance(item, dict) else f"stages[{i}]"
+        kind = item.get("kind") if isinstance(item, dict) else None
+        if kind not in KINDS:
+            raise UserError(f"{file}: {name} has the kind {kind!r}{_nearest(str(kind), list(KINDS))}")
+        out.append(build(KINDS[kind], item, file, str(name)))
+    return out
+
+
+def convert(hint: Any, value: Any, file: str, where: str) -> Any:
+    """`value` as the annotated type; PyYAML reads 1e-6 as a string, so numbers are converted."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, file, where)
+    if hint is Any:
+        return value
+    if origin is dict and isinstance(value, dict):
+        return {str(k): convert(args[1], v, file, f"{where}.{k}") for k, v in value.items()}
+    if origin is list and isinstance(value, list):
+        return [convert(args[0], v, file, f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin in (types.UnionType, typing.Union):
+        return None if value is None else convert(args[0], value, file, where)
+    good = {bool: bool, str: str, int: int, float: (int, float)}.get(hint, ())
+    if isinstance(value, good) and not (isinstance(value, bool) and hint is not bool):
+        return hint(value)
+    if hint is float and isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    word = {dict: "a mapping", list: "a list", int: "a whole number", float: "a number", bool: "true or false",
+            str: "text"}.get(origin or hint, str(hint))
+    raise UserError(f"{file}: {where} must be {word}, found {value!r}")
+
+
+def _nearest(word: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(word, names, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f" (valid: {', '.join(names)})"
+
+
+def _check(config: Config, file: str) -> None:
+    """What no single key can tell: names that must exist, combinations that make no sense."""
+    before: list[str] = []
+    for s in config.stages:
+        at = f"{file}: {s.name}"
+        if s.name in before or s.name in ("", ".", "..") or "/" in s.name:
+            raise UserError(f"{at}: a stage needs a name of its own that can be a folder's")
+        if s.kind != "pretrain" and not s.init:
+            raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
+        later = [o.name for o in config.stages if o.name not in before]
+        if s.init in later:
+            raise UserError(f"{at} starts from {s.init!r}, which is not before it")
+        template = getattr(s, "template", "chat")
+        if template != "chat" and template not in config.templates:
+            raise UserError(f"{at} uses the template {template!r}{_nearest(template, ['chat', *config.templates])}")
+        for source in getattr(s, "data", ()):
+            if isinstance(s, SFT) and source in later:
+                raise UserError(f"{at} takes data from {source!r}, which is not before it")
+        if isinstance(s, GRPO):
+            _check_grpo(s, at)
+        if isinstance(s, (GRPO, Reject)) and not s.data:
+            raise UserError(f"{at} needs `data`: a mapping of sources to weights, e.g. {{chain: 1, word: 1}}")
+        if isinstance(s, SFT) and not s.data:
+            raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")
+        before.append(s.name)
+    for name, text in config.templates.items():
+        if "{prompt}" not in text or name == "chat":
+            raise UserError(f"{file}: templates.{name} must be a text with {{prompt}} in it, under a name other than chat")
+
+
+def _check_grpo(s: GRPO, at: str) -> None:
+    if s.sample.top_p < 1 or s.sample.top_k:
+        raise UserError(f"{at}: RL samples from the whole distribution that it trains; remove sample.top_p and sample.top_k")
+    if s.sample.temperature <= 0:
+        raise UserError(f"{at}: RL needs sample.temperature above 0")
+    if s.aggregate not in ("sequence", "token", "constant"):
+        raise UserError(f"{at}: aggregate is 'sequence', 'token' or 'constant', found {s.aggregate!r}")
+    if s.truncated not in ("keep", "drop"):
+        raise UserError(f"{at}: truncated is 'keep' or 'drop', found {s.truncated!r}")
+    if s.problems % s.minibatches:
+        raise UserError(f"{at}: problems ({s.problems}) must be a multiple of minibatches ({s.minibatches})")
+
+
+def to_dict(config: Any) -> dict:
+    return dataclasses.asdict(config)

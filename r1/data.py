@@ -1,0 +1,91 @@
+"""From examples to batches: the one shift, packing, micro-batches, and JSONL with honest errors."""
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import torch
+
+from r1.types import Batch, Example, UserError
+
+
+def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batch:
+    """Pad on the right and shift once: column t predicts token t + 1. All fields (B, T), T = longest - 1.
+
+    Padding needs no attention mask: it stands behind every real token and causal attention never sees it."""
+    B, T = len(examples), max(len(e.ids) for e in examples) - 1
+    ids = torch.zeros(B, T + 1, dtype=torch.long)
+    mask = torch.zeros(B, T, dtype=torch.bool)
+    w, adv = torch.zeros(B, T), torch.zeros(B, T)
+    old_logp = torch.zeros(B, T) if any(e.old_logp for e in examples) else None
+    for b, e in enumerate(examples):
+        n = len(e.ids)
+        ids[b, :n] = torch.tensor(e.ids)
+        mask[b, :n - 1] = torch.tensor(e.mask[1:], dtype=torch.bool)
+        w[b, :n - 1] = mask[b, :n - 1] * e.w
+        adv[b, :n - 1] = mask[b, :n - 1] * e.adv
+        if e.old_logp:
+            old_logp[b][mask[b]] = torch.tensor(e.old_logp)
+    batch = Batch(ids[:, :-1], ids[:, 1:], mask, w, adv, old_logp)
+    for name, value in vars(batch).items():
+        if value is not None:
+            setattr(batch, name, value.to(device))
+    return batch
+
+
+def micro_batches(examples: list[Example], max_tokens: int) -> list[list[Example]]:
+    """Split into groups whose padded size is at most `max_tokens` (one example at least), like lengths together."""
+    groups: list[list[Example]] = []
+    longest = 0
+    for e in sorted(examples, key=lambda e: len(e.ids)):
+        longest = max(longest, len(e.ids))
+        if not groups or (len(groups[-1]) + 1) * longest > max_tokens:
+            groups.append([])
+            longest = len(e.ids)
+        groups[-1].append(e)
+    return groups
+
+
+def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
+    """Rows of `length` ids: documents one after another, every row begins with a document's beginning,
+    and the last one of a row is cut (its rest is dropped, so that no row starts in mid-sentence)."""
+    row: list[int] = []
+    for ids in documents:
+        row += ids
+        if len(row) >= length:
+            yield row[:length]
+            row = []
+
+
+def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> Iterator[tuple[int, dict]]:
+    """(line number, object) of each line. Raises UserError with file:line for a broken line or missing field."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    with path.open("rb") as f:
+        for number, raw in enumerate(f, 1):
+            if not raw.strip():
+                continue
+            try:
+                row = json.loads(raw.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
+                raise UserError(f"{path}:{number}: not a JSON object in UTF-8: {e}") from e
+            if not isinstance(row, dict):
+                raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            missing = [f for f in fields if f not in row]
+            if missing:
+                raise UserError(f"{path}:{number}: field {missing[0]!r} is missing (found: {', '.join(map(str, row))})")
+            yield number, row
+
+
+def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
+    """Write aside, then rename, so that no half file is ever read. Returns the number of rows."""
+    path, count = Path(path), 0
+    aside = path.with_name(path.name + ".tmp")
+    with aside.open("w", encoding="utf-8") as f:
+        for row in rows:
+            f.write(json.dumps(row, ensure_ascii=False) + "\n")
+            count += 1
+    aside.replace(path)
+    return count

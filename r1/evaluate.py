@@ -1,0 +1,86 @@
+"""Stage evaluate: the paper's protocol (R1 section 3): k samples per problem at temperature 0.6 and top-p 0.95.
+
+pass@1 is the mean over k, cons@k the majority vote; standard errors are over problems.
+"""
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+
+from r1 import checkpoint
+from r1.config import Evaluate
+from r1.data import write_jsonl
+from r1.hf_config import eos_ids
+from r1.model import Transformer
+from r1.rollout import Scored, roll_out
+from r1.runtime import Folder, hardware
+from r1.tasks import draw, open_sources
+from r1.tokenizer import Tokenizer
+from r1.types import Problem
+from r1.verify import extract
+
+
+def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
+    """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
+    model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
+    eos = eos_ids(folder.model)
+    result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed}, []
+    for domain, mix in cfg.domains.items():
+        problems = list({p.id: p for p in draw(open_sources(mix), cfg.problems, f"test/{domain}", test=True)}.values())
+        groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
+        result[domain] = {**summary(groups), **split(groups)}
+        rows += [{"domain": domain, **s.record()} for g in groups for s in g]
+    write_jsonl(folder.path / "eval_samples.jsonl", rows)
+    (folder.path / "eval.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    return result
+
+
+def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, cfg: Evaluate,
+        seed: int, eos: list[int], title: str = "") -> list[list[Scored]]:
+    """k scored completions of each problem."""
+    groups, _ = roll_out(model, tokenizer, problems, template, cfg.sample, cfg.k, seed, {"accuracy": 1.0}, eos, title=title)
+    return groups
+
+
+def summary(groups: list[list[Scored]]) -> dict[str, float]:
+    """Figures of one set of problems; `se` is the standard error of pass@1 over problems."""
+    right = [[s.score.parts["accuracy"] for s in g] for g in groups]
+    each = [sum(r) / len(r) for r in right]
+    flat = [s for g in groups for s in g]
+    mean = lambda values: sum(values) / max(1, len(values))  # noqa: E731
+    pass1 = mean(each)
+    spread = sum((x - pass1) ** 2 for x in each) / max(1, len(each) - 1)
+    k = len(groups[0]) if groups else 0
+    return {"problems": len(groups), "pass@1": pass1, "se": math.sqrt(spread / max(1, len(each))),
+            f"cons@{k}": mean([majority(g) for g in groups]), f"pass@{k}": mean([pass_at(r, k) for r in right]),
+            "format": mean([s.score.parts["format"] for s in flat]), "language": mean([s.score.parts["language"] for s in flat]),
+            "length": mean([len(s.rollout.ids) for s in flat]),
+            "truncated": mean([s.rollout.finish == "length" for s in flat])}
+
+
+def split(groups: list[list[Scored]]) -> dict[str, dict]:
+    """The same figures by task, by task and level, and by language."""
+    parts: dict[str, dict[str, list]] = {"by_task": defaultdict(list), "by_level": defaultdict(list), "by_lang": defaultdict(list)}
+    for g in groups:
+        p = g[0].problem
+        parts["by_task"][p.task].append(g)
+        parts["by_level"][f"{p.task}:{p.level}"].append(g)
+        parts["by_lang"][p.lang].append(g)
+    return {name: {key: summary(part[key]) for key in sorted(part)} for name, part in parts.items()}
+
+
+def pass_at(right: list[float], k: int) -> float:
+    """Unbiased chance that one of k samples is right, from n >= k samples: 1 - C(n - c, k) / C(n, k)."""
+    n, c = len(right), int(sum(right))
+    return 1.0 - math.comb(n - c, k) / math.comb(n, k)
+
+
+def majority(group: list[Scored]) -> float:
+    """1 if the answer given most often is right (the first of equals); samples without an answer do not vote."""
+    votes: dict[str, list[float]] = {}
+    for s in group:
+        answer = extract(s.text)
+        if answer is not None and answer.strip():
+            votes.setdefault("".join(answer.split()).casefold(), []).append(s.score.parts["accuracy"])
+    return max(votes.values(), key=len)[0] if votes else 0.0

@@ -1,0 +1,160 @@
+"""Stage grpo: the reinforcement learning of R1-Zero and of R1 (paper sections 2.2 and 2.3; DeepSeekMath algorithm 1).
+
+    for each step:
+        draw Q problems                                  tasks.draw
+        sample G completions of each from pi_old         rollout.roll_out
+        score them by rules                              rewards.score
+        A = (r - mean r) / std r within each group       losses.advantages
+        maximise the clipped objective - beta KL         losses.grpo_loss
+        every N steps: reference <- policy
+
+Where this differs from the paper, and the switch that restores it:
+ 1. One update per rollout phase; the paper shuffles a phase's outputs into 16     -> minibatches: 16
+ 2. eps = 0.2 on both sides; the paper's clip ratio is 10                          -> clip_low: 10, clip_high: 10
+ 3. With kl_coef 0 no reference model is loaded; the paper's beta is 0.001         -> kl_coef: 0.001 (the default)
+ 4. pi_old is what the sampler computed while sampling, not a second forward; the gap is logged every step.
+ 5. Completions whose advantage is 0 are not run through the model when there is no KL: their gradient is 0.
+"""
+from __future__ import annotations
+
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from r1 import checkpoint
+from r1.config import GRPO
+from r1.losses import advantages, grpo_loss, token_weight
+from r1.hf_config import eos_ids
+from r1.model import Transformer
+from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
+from r1.rewards import check_weights, load_reward
+from r1.rollout import Scored, roll_out
+from r1.runtime import Folder
+from r1.tasks import draw, open_sources
+from r1.tokenizer import Tokenizer
+from r1.types import Batch, Example
+
+
+def grpo(cfg: GRPO, folder: Folder) -> None:
+    """A model and problems that rules can check -> the model after RL."""
+    start = folder.find_model(cfg.init)
+    policy, tokenizer, eos = checkpoint.load_model(start, folder.device), Tokenizer.load(start), eos_ids(start)
+    reference = checkpoint.load_model(start, folder.device) if cfg.kl_coef else None
+    sources, template = open_sources(cfg.data), folder.template(cfg.template)
+    check_weights(cfg.reward, bool(cfg.reward_function))
+    extra = load_reward(cfg.reward_function) if cfg.reward_function else None
+    o = cfg.optim
+    optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay)
+    done, kept = folder.resume(policy, optimizer)
+    if reference and kept:
+        reference.load_state_dict(kept, strict=False)
+
+    for step in (bar := tqdm(range(done, cfg.steps), desc=folder.name, initial=done, total=cfg.steps, disable=None)):
+        def sample(round: int):
+            problems = draw(sources, cfg.problems, f"{folder.seed}/{folder.name}/{step}/{round}")
+            return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,
+                            hash_seed(folder.seed, step, round), cfg.reward, eos, extra)
+
+        groups, seconds = collect(sample, cfg.dynamic)
+        rewards = torch.tensor([[s.score.total for s in g] for g in groups], dtype=torch.float64)        # (Q, G)
+        adv = advantages(rewards, cfg.std, cfg.leave_one_out)                                            # (Q, G)
+        began = time.perf_counter()
+        update = learn(policy, reference, optimizer, make_examples(groups, adv), cfg,
+                       lr_at(step, cfg.steps, o.lr, o.warmup, o.final, o.schedule), f"{folder.seed}/{step}")
+        if reference and (step + 1) % cfg.ref_every == 0:
+            reference.load_state_dict(policy.state_dict())
+        metrics = {**describe(groups, adv), **update, **seconds, "time_update": time.perf_counter() - began}
+        folder.log(step=step, **metrics)
+        folder.log_samples([{"step": step, "advantage": round(float(adv[q, g]), 4), **groups[q][g].record()}
+                            for q in range(min(2, len(groups))) for g in range(min(2, cfg.group))])
+        bar.set_postfix_str(f"accuracy {metrics['accuracy']:.2f} length {metrics['length']:.0f}")
+        if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
+            folder.save(step + 1, policy, optimizer, dict(reference.named_parameters()) if reference else {})
+    checkpoint.save_model(folder.model, policy, tokenizer.with_template(template), eos, eos[0])
+
+
+def hash_seed(seed: int, step: int, round: int) -> int:
+    """The sampler's seed of one rollout phase, from counters alone."""
+    return random.Random(f"rollout/{seed}/{step}/{round}").getrandbits(63)
+
+
+def collect(sample, dynamic: int) -> tuple[list[list[Scored]], dict[str, float]]:
+    """One rollout phase; with `dynamic` up to so many more, whose mixed groups replace those in which all
+    completions have the same score and nothing can be learned (DAPO's dynamic sampling)."""
+    groups, seconds = sample(0)
+    for round in range(1, dynamic + 1):
+        flat = [q for q, g in enumerate(groups) if len({s.score.total for s in g}) == 1]
+        if not flat:
+            break
+        more, spent = sample(round)
+        seconds = {k: seconds[k] + spent[k] for k in seconds}
+        for q, g in zip(flat, (g for g in more if len({s.score.total for s in g}) > 1), strict=False):
+            groups[q] = g
+    return groups, seconds
+
+
+def make_examples(groups: list[list[Scored]], adv: torch.Tensor) -> list[Example]:
+    """Every completion with its advantage and the log-probs it was sampled with; the sampled ids, never re-encoded."""
+    examples = []
+    for q, group in enumerate(groups):
+        for g, s in enumerate(group):
+            r = s.rollout
+            examples.append(Example(r.prompt_ids + r.ids, [0] * len(r.prompt_ids) + [1] * len(r.ids), float(adv[q, g]),
+                                    float(r.finish != "length"), r.logp))       # w for now: 1 if it ended by itself
+    return examples
+
+
+def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.optim.Optimizer,
+          examples: list[Example], cfg: GRPO, lr: float, seed: str) -> dict[str, float]:
+    """Inner epochs and mini-batches of one rollout phase; returns metrics averaged over their steps."""
+    on_policy = cfg.minibatches * cfg.inner_epochs == 1
+
+    def loss_fn(b: Batch):
+        logp, entropy = supervised_logprobs(policy, b, cfg.sample.temperature)
+        if reference:
+            with torch.no_grad():
+                b.ref_logp, _ = supervised_logprobs(reference, b, cfg.sample.temperature)
+        loss, sums = grpo_loss(logp, None if on_policy else b.old_logp, b.adv, b.mask, b.w, cfg.clip_low,
+                               cfg.clip_high, b.ref_logp, cfg.kl_coef)
+        gap = ((logp.detach() - b.old_logp).abs() * b.mask).sum()
+        return loss, {**sums, "entropy": entropy.sum(), "gap": gap, "trained_tokens": b.mask.sum()}
+
+    steps = []
+    for epoch in range(cfg.inner_epochs):
+        order = random.Random(f"{seed}/{epoch}").sample(range(len(examples)), len(examples))
+        for m in range(cfg.minibatches):
+            chosen = weigh([examples[i] for i in order[m::cfg.minibatches]], cfg)
+            if not reference:
+                chosen = [e for e in chosen if e.adv]
+            if chosen:
+                steps.append(optimise(policy, optimizer, chosen, loss_fn, lr, cfg.optim.micro_tokens, cfg.optim.clip))
+    if not steps:
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "skipped": 1, "trained_tokens": 0.0}
+    out = {k: sum(s[k] for s in steps) / len(steps) for k in steps[0]}
+    tokens = max(1.0, out["trained_tokens"])
+    return {**out, **{k: out[k] / tokens for k in ("clip_fraction", "kl", "entropy")}, "gap": steps[0]["gap"] / max(1.0, steps[0]["trained_tokens"])}
+
+
+def weigh(examples: list[Example], cfg: GRPO) -> list[Example]:
+    """Token weights from the counts of the whole mini-batch, before it is split."""
+    lengths = [sum(e.mask) if e.w or cfg.truncated == "keep" else 0 for e in examples]
+    weights = token_weight(lengths, cfg.aggregate, cfg.sample.max_new_tokens)
+    return [Example(e.ids, e.mask, e.adv, w, e.old_logp) for e, w in zip(examples, weights, strict=True)]
+
+
+def describe(groups: list[list[Scored]], adv: torch.Tensor) -> dict[str, float]:
+    """What the log says of a rollout phase."""
+    flat = [s for g in groups for s in g]
+    mean = lambda values: sum(values) / len(values) if values else 0.0  # noqa: E731
+    length = lambda right: mean([len(s.rollout.ids) for s in flat if s.score.parts["accuracy"] == right])  # noqa: E731
+    out = {"reward": mean([s.score.total for s in flat])}
+    out |= {part: mean([s.score.parts[part] for s in flat]) for part in flat[0].score.parts}
+    out |= {"length": mean([len(s.rollout.ids) for s in flat]), "length_right": length(1.0), "length_wrong": length(0.0),
+            "truncated": mean([s.rollout.finish == "length" for s in flat]),
+            "flat_groups": float((adv == 0).all(dim=1).double().mean()), "advantage": float(adv.abs().mean()),
+            "sampled_tokens": sum(len(s.rollout.ids) for s in flat)}
+    for reason in sorted({s.score.reason for s in flat}):
+        out[f"reason/{reason}"] = mean([s.score.reason == reason for s in flat])
+    return out

@@ -1,0 +1,79 @@
+"""Stage reject: rejection sampling. Many completions per problem, the right and readable ones become examples.
+
+Used twice, as in the paper: R1-Zero's outputs become the cold start of dev1 (section 2.3.1), and dev2's the
+reasoning part of the set on which the base is fine-tuned to dev3 (2.3.3), mixed with other domains.
+"""
+from __future__ import annotations
+
+from r1 import checkpoint, world
+from r1.config import Reject
+from r1.data import write_jsonl
+from r1.hf_config import eos_ids
+from r1.rewards import is_readable
+from r1.rollout import Scored, roll_out
+from r1.runtime import Folder
+from r1.tasks import draw, open_sources
+from r1.tokenizer import Tokenizer
+from r1.types import Problem, UserError
+from r1.verify import extract
+
+SUMMARY = {"en": " The answer is {}. ", "zh": "答案是{}。"}
+
+
+def reject(cfg: Reject, folder: Folder) -> None:
+    """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
+    start = folder.find_model(cfg.init)
+    model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start)
+    problems = list({p.id: p for p in draw(open_sources(cfg.data), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
+    groups, seconds = roll_out(model, tokenizer, problems, folder.template(cfg.template), cfg.sample, cfg.group,
+                               folder.seed, {"accuracy": 1.0}, eos_ids(start), title=folder.name)
+    counts = {"sampled": len(problems) * cfg.group, "problems": len(problems)}
+    kept = [s for group in groups for s in choose(group, cfg.keep)]
+    counts["right"] = sum(s.score.parts["accuracy"] == 1 for g in groups for s in g)
+    counts["readable_right"] = sum(good(s) for g in groups for s in g)
+    rows = [row(s.problem, readable(s)) for s in kept]
+    counts["kept"] = len(rows)
+    if not rows:
+        raise UserError(f"{cfg.name}: none of {counts['sampled']} completions was right and readable; train {cfg.init!r} longer")
+    rows += [row(p, direct(p)) for p in other_domains(cfg, folder)]
+    counts["others"] = len(rows) - counts["kept"]
+    write_jsonl(folder.path / "examples.jsonl", rows)
+    folder.log(step=0, **counts, **seconds)
+    folder.log_samples([{"step": 0, **s.record()} for s in kept[:20]])
+
+
+def good(s: Scored) -> bool:
+    return s.score.parts["accuracy"] == 1 and is_readable(s.problem, s.text) and s.rollout.finish == "eos"
+
+
+def choose(group: list[Scored], keep: int) -> list[Scored]:
+    """Right, readable and different from each other, the shortest first; at most `keep` of them."""
+    unique = {s.text: s for s in group if good(s)}
+    return sorted(unique.values(), key=lambda s: len(s.rollout.ids))[:keep]
+
+
+def readable(s: Scored) -> str:
+    """The paper's readable form, made by rule: the thinking as it was, then a summary, then the answer."""
+    thinking = s.text.split("<think>")[1].split("</think>")[0].strip()
+    return form(thinking, extract(s.text).strip(), s.problem.lang)
+
+
+def form(thinking: str, answer: str, lang: str) -> str:
+    return f"<think>{thinking}</think>{SUMMARY.get(lang, SUMMARY['en']).format(answer)}<answer>{answer}</answer>"
+
+
+def other_domains(cfg: Reject, folder: Folder) -> list[Problem]:
+    """Distinct problems of domains that need no reasoning."""
+    if not cfg.others_problems:
+        return []
+    drawn = draw(open_sources(cfg.others), cfg.others_problems, f"{folder.seed}/{folder.name}/others")
+    return list({p.id: p for p in drawn}.values())
+
+
+def direct(p: Problem) -> str:
+    """The world's own answer, with one sentence for thinking."""
+    return form(world.REMARKS[p.task][p.lang], world.answer_text(p), p.lang)
+
+
+def row(p: Problem, completion: str) -> dict:
+    return {"prompt": p.prompt, "completion": completion, "task": p.task, "id": p.id, "lang": p.lang}

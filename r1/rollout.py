@@ -1,0 +1,59 @@
+"""The one place where tokenizer, sampler and rewards meet: problems -> scored completions."""
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tqdm import tqdm
+
+from r1.config import Sample
+from r1.model import Transformer
+from r1.rewards import score
+from r1.sampler import generate
+from r1.tokenizer import Tokenizer
+from r1.types import Problem, Rollout, Score
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One completion of a problem: as tokens, as text, and what the rules say."""
+
+    problem: Problem
+    rollout: Rollout
+    text: str            # with what the template prefilled (such as <think>), without the EOS
+    score: Score
+
+    def record(self) -> dict:
+        """For samples.jsonl."""
+        p, s = self.problem, self.score
+        return {"task": p.task, "id": p.id, "lang": p.lang, "level": p.level, "prompt": p.prompt, "answer": p.answer,
+                "completion": self.text, "finish": self.rollout.finish, "length": len(self.rollout.ids),
+                "total": s.total, "parts": s.parts, "reason": s.reason}
+
+
+def prompt_text(tokenizer: Tokenizer, template: str | None, prompt: str) -> str:
+    """`template` with the question in it; None is the model's own chat template."""
+    if template is None:
+        return tokenizer.render_prompt([{"role": "user", "content": prompt}])
+    return template.replace("{prompt}", prompt)
+
+
+def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, sample: Sample,
+             group: int, seed: int, weights: dict[str, float], eos: list[int], extra: Callable | None = None,
+             title: str = "") -> tuple[list[list[Scored]], dict[str, float]]:
+    """`group` scored completions of each problem (Q lists of G), and the seconds spent on each part."""
+    began = time.perf_counter()
+    texts = [prompt_text(tokenizer, template, p.prompt) for p in problems]
+    with tqdm(total=len(problems) * group, desc=title, leave=False, disable=None if title else True) as bar:
+        rollouts = generate(model, tokenizer.encode_batch(texts), group, sample, seed, eos, on_rows=bar.update)
+    sampled = time.perf_counter()
+    out = []
+    for problem, text, row in zip(problems, texts, rollouts, strict=True):
+        prefix = "<think>" if text.rstrip().endswith("<think>") else ""
+        out.append([])
+        for r in row:
+            ids = r.ids[:-1] if r.finish == "eos" else r.ids
+            done = prefix + tokenizer.decode(ids)
+            out[-1].append(Scored(problem, r, done, score(problem, done, r.finish, weights, extra)))
+    return out, {"time_sample": sampled - began, "time_reward": time.perf_counter() - sampled}

@@ -1,0 +1,118 @@
+"""Where and on what a stage runs: device, threads, its folder, metrics lines, and states to continue from."""
+from __future__ import annotations
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from r1 import checkpoint
+from r1.types import UserError
+
+
+@dataclass
+class Folder:
+    """One stage of one run: `root`/`name`, and what it may know of the run."""
+
+    root: Path
+    name: str
+    seed: int
+    device: str
+    templates: dict[str, str]
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+    def find_model(self, init: str) -> Path:
+        """The model of an earlier stage by its name, else a folder on disk."""
+        stage = self.root / init / "model"
+        if stage.is_dir():
+            return stage
+        if Path(init).is_dir():
+            return Path(init)
+        raise UserError(f"{self.name} starts from {init!r}: no stage of {self.root} has made it, and no such folder exists")
+
+    def template(self, name: str) -> str | None:
+        """The text of a named template; None stands for the model's own chat template."""
+        return None if name == "chat" else self.templates[name]
+
+    def log(self, **metrics) -> None:
+        """Append one line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a") as f:
+            f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()}) + "\n")
+
+    def log_samples(self, rows: list[dict]) -> None:
+        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as f:
+            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, more: dict[str, Tensor] = {}) -> None:
+        """State after `step` steps: weights, optimiser and `more` tensors. Random numbers derive from the step."""
+        names = [n for n, _ in model.named_parameters()]
+        tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
+        tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(optimizer, self._in_order(model, optimizer, names)).items()}
+        checkpoint.save_state(self.path / "state", step, tensors | {f"more.{k}": v for k, v in more.items()}, {})
+
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+        """Steps done and the `more` tensors of the newest whole state; (0, {}) at a fresh start.
+
+        Metrics and samples are cut back to that step, so that no step stands twice."""
+        found = checkpoint.load_state(self.path / "state")
+        step, tensors, _ = found if found else (0, {}, {})
+        for name in ("metrics.jsonl", "samples.jsonl"):
+            _cut(self.path / name, step)
+        if not found:
+            return 0, {}
+        names = [n for n, _ in model.named_parameters()]
+        with torch.no_grad():
+            for n, p in model.named_parameters():
+                p.copy_(tensors[f"model.{n}"])
+        part = lambda head: {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}  # noqa: E731
+        checkpoint.load_optimizer(optimizer, self._in_order(model, optimizer, names), part("optim."))
+        return step, part("more.")
+
+    @staticmethod
+    def _in_order(model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> list[str]:
+        """Parameter names in the optimiser's own order."""
+        name_of = {id(p): n for n, p in model.named_parameters()}
+        return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _cut(file: Path, step: int) -> None:
+    """Keep the lines of steps before `step`; a half-written last line goes too."""
+    if not file.is_file():
+        return
+    kept = []
+    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if json.loads(line)["step"] < step:
+                kept.append(line)
+        except (json.JSONDecodeError, KeyError):
+            continue
+    file.write_text("".join(kept), encoding="utf-8")
+
+
+def pick_device(wanted: str) -> str:
+    """"auto" takes a CUDA GPU, else the CPU. Raises UserError for a device that is not there."""
+    if wanted == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=wanted)
+    except (RuntimeError, AssertionError) as e:
+        raise UserError(f"device {wanted!r} cannot be used here: {str(e).splitlines()[0]}") from e
+    return wanted
+
+
+def hardware() -> dict:
+    """What the figures of a run were measured on."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    return {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d")}

@@ -1,0 +1,121 @@
+"""Stages pretrain and sft (distillation is sft of another model): one loop, one masked cross-entropy.
+
+They differ in data and mask alone: pretraining supervises every token of packed documents, fine-tuning the
+completion of each conversation and its EOS.
+"""
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable
+
+import torch
+from tqdm import tqdm
+
+from r1 import world
+from r1.checkpoint import load_model, save_model
+from r1.config import SFT, Optim, Pretrain
+from r1.data import pack, read_jsonl
+from r1.losses import cross_entropy
+from r1.model import ModelConfig, Transformer
+from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
+from r1.rollout import prompt_text
+from r1.runtime import Folder
+from r1.tokenizer import Tokenizer
+from r1.types import Batch, Example, UserError
+
+
+def pretrain(cfg: Pretrain, folder: Folder) -> None:
+    """Random weights and the world's corpus -> a base model."""
+    documents = world.corpus(folder.seed, cfg.thinks, cfg.mixes)
+    if cfg.init:
+        tokenizer = Tokenizer.load(folder.find_model(cfg.init))
+    else:
+        tokenizer = Tokenizer.train(itertools.islice(documents, 20_000), cfg.vocab_size)
+    try:
+        shape = ModelConfig(**{"vocab_size": tokenizer.vocab_size, **cfg.model})
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{cfg.name}.model: {e}") from e
+    model = Transformer(shape).init_weights(folder.seed).to(folder.device)
+    rows = pack(_encoded(documents, tokenizer), cfg.row_tokens + 1)
+
+    def batch(step: int) -> list[Example]:
+        return [Example(ids, [1] * len(ids), w=1 / (cfg.rows * cfg.row_tokens)) for ids in itertools.islice(rows, cfg.rows)]
+
+    train(model, batch, cfg.steps, cfg.optim, folder, cfg.save_every)
+    save_model(folder.model, model, tokenizer, [tokenizer.eos_id], tokenizer.eos_id)
+
+
+def _encoded(documents, tokenizer: Tokenizer):
+    while True:
+        for ids in tokenizer.encode_batch(list(itertools.islice(documents, 4096))):
+            yield ids + [tokenizer.eos_id]
+
+
+def sft(cfg: SFT, folder: Folder) -> None:
+    """A model and conversations -> the model fine-tuned on their completions."""
+    start = folder.find_model(cfg.init)
+    model, tokenizer = load_model(start, folder.device), Tokenizer.load(start)
+    examples = read_examples(cfg, folder, tokenizer, model.cfg.max_position_embeddings)
+    per_epoch = -(-len(examples) // cfg.batch)
+
+    def batch(step: int) -> list[Example]:
+        epoch, i = divmod(step, per_epoch)
+        order = random.Random(f"{folder.seed}/{epoch}").sample(range(len(examples)), len(examples))
+        chosen = [examples[j] for j in order[i * cfg.batch:(i + 1) * cfg.batch]]
+        total = sum(sum(e.mask) for e in chosen)
+        return [Example(e.ids, e.mask, w=1 / total) for e in chosen]
+
+    train(model, batch, cfg.epochs * per_epoch, cfg.optim, folder, cfg.save_every)
+    save_model(folder.model, model, tokenizer, [tokenizer.eos_id], tokenizer.eos_id)
+
+
+def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) -> list[Example]:
+    """Lines {"prompt", "completion"} or {"messages"} of earlier stages or files, as token ids with their mask."""
+    examples = []
+    for source in cfg.data:
+        stage = folder.root / source / "examples.jsonl"
+        file = stage if stage.is_file() else source
+        for number, row in read_jsonl(file):
+            if "messages" in row:
+                ids, mask = tokenizer.render(row["messages"])
+            elif "prompt" in row and "completion" in row:
+                prompt = prompt_text(tokenizer, folder.template(cfg.template), row["prompt"])
+                ids, mask = tokenizer.join(tokenizer.encode(prompt), row["completion"])
+            else:
+                raise UserError(f"{file}:{number}: expected the fields prompt and completion, or messages")
+            if len(ids) > context:
+                raise UserError(f"{file}:{number}: {len(ids)} tokens do not fit into the model's context of {context}")
+            examples.append(Example(ids, mask))
+    if not examples:
+        raise UserError(f"{cfg.name}: no examples in {', '.join(cfg.data)}")
+    random.Random(folder.seed).shuffle(examples)
+    return examples[:cfg.limit] if cfg.limit else examples
+
+
+def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, o: Optim, folder: Folder,
+          save_every: int) -> None:
+    """`steps` steps of masked cross-entropy on `batch(step)`; continues from the folder's last state."""
+    optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay)
+    start, _ = folder.resume(model, optimizer)
+    for step in range(start):
+        batch(step)                       # a stream is wound on to where it was
+
+    def loss_fn(b: Batch):
+        with torch.autocast(b.inputs.device.type, torch.bfloat16, enabled=o.bf16):
+            logp, _ = supervised_logprobs(model, b)
+        return cross_entropy(logp, b.mask, b.w), {}
+
+    tokens, began = 0, time.perf_counter()
+    model.train()
+    for step in (bar := tqdm(range(start, steps), desc=folder.name, initial=start, total=steps, disable=None)):
+        examples = batch(step)
+        tokens += sum(len(e.ids) for e in examples)
+        out = optimise(model, optimizer, examples, loss_fn, lr_at(step, steps, o.lr, o.warmup, o.final, o.schedule),
+                       o.micro_tokens, o.clip)
+        out["tokens_per_second"] = tokens / (time.perf_counter() - began)
+        folder.log(step=step, **out)
+        bar.set_postfix(loss=f"{out['loss']:.3f}")
+        if (step + 1) % save_every == 0 and step + 1 < steps:
+            folder.save(step + 1, model, optimizer)

@@ -1,0 +1,101 @@
+"""Where problems come from. A source is named by a text:
+
+    chain, word, countdown, fact, translate, rewrite   families of the tiny world; chain:4 is one level of it
+    jsonl:FILE                 a user's own problems: {"prompt", "answer"} and optionally kind, lang, level, task, id
+    reasoning_gym:TASK         procedural tasks of the optional package, scored by their own verifiers
+
+Every problem is on one side of the train/test split for good: a hash of its id decides.
+"""
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+from r1 import world
+from r1.data import read_jsonl
+from r1.types import Problem, UserError
+from r1.verify import check_gold
+
+Source = Callable[[random.Random, bool], Problem]     # (random numbers, test side?) -> a problem
+
+
+def draw(sources: list[tuple[float, Source]], count: int, seed: str, test: bool = False) -> list[Problem]:
+    """`count` problems from weighted sources: a pure function of the seed."""
+    rng = random.Random(seed)
+    weights = [w for w, _ in sources]
+    return [rng.choices(sources, weights)[0][1](rng, test) for _ in range(count)]
+
+
+def open_sources(mix: dict[str, float]) -> list[tuple[float, Source]]:
+    """The sources of {name: weight}, opened and checked. Raises UserError for what cannot be read."""
+    return [(float(weight), open_source(name)) for name, weight in mix.items()]
+
+
+def open_source(name: str) -> Source:
+    head, _, rest = name.partition(":")
+    if head in world.FAMILIES:
+        return _family(head, rest)
+    if head == "jsonl":
+        return _listed(_read_problems(rest), name)
+    if head == "reasoning_gym":
+        return _reasoning_gym(rest)
+    raise UserError(f"unknown data source {name!r}; there are {', '.join(world.FAMILIES)}, jsonl:FILE and reasoning_gym:TASK")
+
+
+def _family(family: str, level: str) -> Source:
+    levels = world.FAMILIES[family][1]
+    if level and level not in map(str, levels):
+        raise UserError(f"{family} has the levels {', '.join(map(str, levels))}; found {family}:{level}")
+    only = int(level) if level else None
+    return lambda rng, test: world.make(family, rng, test, only)[0]
+
+
+def _listed(problems: list[Problem], name: str) -> Source:
+    sides = {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
+
+    def pick(rng: random.Random, test: bool) -> Problem:
+        if not sides[test]:
+            raise UserError(f"{name} has no problem on the {'test' if test else 'training'} side of the split "
+                            f"({len(problems)} in all; about one in ten is held out)")
+        return rng.choice(sides[test])
+
+    return pick
+
+
+def _read_problems(path: str) -> list[Problem]:
+    problems = []
+    for number, row in read_jsonl(path, ("prompt", "answer")):
+        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
+            raise UserError(f"{path}:{number}: prompt must be a text that is not empty")
+        name = str(row.get("id") or hashlib.sha256(row["prompt"].encode()).hexdigest()[:16])
+        problem = Problem(str(row.get("task", "jsonl")), name, row["prompt"], row["answer"],
+                          str(row.get("kind", "math")), str(row.get("lang", "en")), int(row.get("level", 0)))
+        try:
+            check_gold(problem)
+        except UserError as e:
+            raise UserError(f"{path}:{number}: {e}") from e
+        problems.append(problem)
+    if not problems:
+        raise UserError(f"{path} has no problems in it")
+    return problems
+
+
+def _reasoning_gym(task: str) -> Source:
+    try:
+        import reasoning_gym
+    except ImportError as e:
+        raise UserError(f"reasoning_gym:{task} needs the package: pip install reasoning-gym") from e
+    try:
+        reasoning_gym.create_dataset(task, size=1, seed=0)
+    except Exception as e:   # the package raises what its many configs raise
+        raise UserError(f"reasoning_gym:{task} cannot be made: {e}") from e
+
+    def make(rng: random.Random, test: bool) -> Problem:
+        while True:
+            entry = reasoning_gym.create_dataset(task, size=1, seed=rng.getrandbits(31))[0]
+            name = hashlib.sha256(entry["question"].encode()).hexdigest()[:16]
+            if world.is_test(name) == test:
+                return Problem(task, name, entry["question"], {"task": task, "entry": entry}, "reasoning_gym")
+
+    return make

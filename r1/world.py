@@ -1,0 +1,259 @@
+"""The tiny world: problem families with graded difficulty in two languages, and the corpus of its base model.
+
+An honest small world: the base is an ordinary language model of this corpus. Textbooks show worked
+solutions; people in conversations mostly answer at once and only rarely think first, and where they
+think about a Chinese question they often think in English. What training makes of that is measured.
+"""
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable
+
+from r1.types import Problem
+
+LANGS = ("en", "zh")
+ZERO_TEMPLATE = "Think in <think></think>, answer in <answer></answer>.\nUser: {prompt}\nAssistant:"
+PLAIN_TEMPLATE = "User: {prompt}\nAssistant:"
+
+NAMES = {"en": ["Tom", "Ann", "Ben", "Eva", "Max", "Lily"], "zh": ["小明", "小红", "小刚", "小丽", "小华", "小军"]}
+THINGS = {"en": ["apples", "pens", "books", "coins", "eggs", "cups"], "zh": ["苹果", "笔", "书", "硬币", "鸡蛋", "杯子"]}
+COLOURS = {"en": ["red", "blue", "green", "black", "white", "yellow"], "zh": ["红", "蓝", "绿", "黑", "白", "黄"]}
+COUNTS = {"en": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
+          "zh": ["一", "两", "三", "四", "五", "六", "七", "八", "九"]}
+PLACES = [("Mirland", "米兰德"), ("Toska", "托斯卡"), ("Velia", "维利亚"), ("Ordan", "奥丹"), ("Kesh", "克什"),
+          ("Luma", "卢马"), ("Parno", "帕诺"), ("Sutra", "苏特拉"), ("Galen", "加伦"), ("Hovi", "霍维"),
+          ("Nerim", "内里姆"), ("Bastu", "巴斯图"), ("Cador", "卡多"), ("Fenwick", "芬威"), ("Jalta", "雅尔塔"),
+          ("Rhonda", "隆达"), ("Quill", "奎尔"), ("Zemra", "泽姆拉"), ("Ibex", "伊贝"), ("Wyn", "温恩")]
+ANIMALS = [("wolf", "狼"), ("bear", "熊"), ("fox", "狐狸"), ("horse", "马"), ("goat", "山羊"), ("crow", "乌鸦"),
+           ("fish", "鱼"), ("cat", "猫")]
+REMARKS = {"fact": {"en": "I know this.", "zh": "我知道这个。"}, "translate": {"en": "I translate this.", "zh": "我来翻译。"},
+           "rewrite": {"en": "I turn this around.", "zh": "我把它倒过来。"}}      # all the thinking these need
+TOPICS = {"capital": ("capital", "首都"), "animal": ("animal", "动物"), "colour": ("colour", "颜色")}
+
+
+def is_test(problem_id: str) -> bool:
+    """The held-out tenth, by hash of the problem: the same in every run, whatever the seed."""
+    return hashlib.sha256(problem_id.encode()).digest()[0] < 26
+
+
+# --- families: each makes (id, {lang: prompt}, answer, kind) and its worked solution ---------------------------
+
+def chain(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """`level` additions and subtractions in a row, every intermediate result within 0..99."""
+    total = rng.randint(1, 60)
+    terms = [total]
+    for _ in range(level):
+        step = rng.randint(1, 20)
+        if total - step < 0 or (total + step <= 99 and rng.random() < 0.5):
+            terms.append(step)
+            total += step
+        else:
+            terms.append(-step)
+            total -= step
+    text = _signed(terms)
+    steps = {"en": [f"We have {text}."], "zh": [f"我们有{text}。"]}
+    while len(terms) > 1:
+        a, b, rest = terms[0], terms[1], terms[2:]
+        terms = [a + b, *rest]
+        line = f"{a}{b:+d}={a + b}"
+        steps["en"].append(f" Then {line}, left {_signed(terms)}." if rest else f" Last {line}.")
+        steps["zh"].append(f"先算{line}，剩下{_signed(terms)}。" if rest else f"最后{line}。")
+    prompts = {"en": f"What is {text}?", "zh": f"{text}等于多少？"}
+    return f"chain:{text}", prompts, total, "math", {k: "".join(v) for k, v in steps.items()}
+
+
+def _signed(terms: list[int]) -> str:
+    return str(terms[0]) + "".join(f"{t:+d}" for t in terms[1:])
+
+
+def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """A story of `level` events about how many things somebody has."""
+    who, other = rng.sample(range(len(NAMES["en"])), 2)
+    what = rng.randrange(len(THINGS["en"]))
+    total = rng.randint(5, 50)
+    en, zh = NAMES["en"][who], NAMES["zh"][who]
+    thing_en, thing_zh = THINGS["en"][what], THINGS["zh"][what]
+    story = {"en": [f"{en} has {total} {thing_en}."], "zh": [f"{zh}有{total}个{thing_zh}。"]}
+    steps = {"en": [f"{en} has {total}."], "zh": [f"{zh}有{total}个。"]}
+    key = [f"{who}.{other}.{what}.{total}"]
+    for _ in range(level):
+        bags, each = rng.randint(2, 5), rng.randint(2, 8)
+        can = [e for e, possible in (("buy", total < 99), ("find", total < 99), ("give", total > 0), ("lose", total > 0),
+                                     ("bags", total + bags * each <= 99)) if possible]
+        event = rng.choice(can)
+        if event == "bags":
+            n, line = bags * each, f"{total}+{bags * each}={total + bags * each}"
+            story["en"].append(f" {en} gets {bags} bags of {each}.")
+            story["zh"].append(f"{zh}得到{bags}袋，每袋{each}个。")
+            steps["en"].append(f" Bags: {bags}*{each}={n}, then {line}.")
+            steps["zh"].append(f"袋子：{bags}*{each}={n}，再算{line}。")
+            key.append(f"bags{bags}x{each}")
+        else:
+            n = rng.randint(1, min(20, total)) if event in ("give", "lose") else rng.randint(1, min(20, 99 - total))
+            n = -n if event in ("give", "lose") else n
+            verb_en, verb_zh = {"buy": ("buys", "买了"), "find": ("finds", "找到"), "give": ("gives away", "送出"),
+                                "lose": ("loses", "丢了")}[event]
+            story["en"].append(f" {en} {verb_en} {abs(n)}.")
+            story["zh"].append(f"{zh}{verb_zh}{abs(n)}个。")
+            steps["en"].append(f" Now {verb_en} {abs(n)}: {total}{n:+d}={total + n}.")
+            steps["zh"].append(f"现在{verb_zh}{abs(n)}个：{total}{n:+d}={total + n}。")
+            key.append(f"{event}{abs(n)}")
+        total += n
+    prompts = {"en": "".join(story["en"]) + f" How many {thing_en} now?", "zh": "".join(story["zh"]) + f"现在有几个{thing_zh}？"}
+    return "word:" + ",".join(key), prompts, total, "math", {k: "".join(v) for k, v in steps.items()}
+
+
+def countdown(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """Reach a target with three numbers, each used once. Level 1: + and -; level 2: also a product first."""
+    while True:
+        a, b, c = rng.randint(2, 30), rng.randint(2, 12), rng.randint(2, 12)
+        tries = [(p, q) for p in ("+-" if level == 1 else "+-*") for q in "+-"]
+        values = {t: _apply(_apply(a, t[0], b), t[1], c) for t in tries}
+        first = {t: _apply(a, t[0], b) for t in tries}
+        tries = [t for t in tries if 0 <= first[t] <= 99 and 0 <= values[t] <= 99]
+        if len(tries) < 3:
+            continue
+        goal = rng.choice(tries)
+        break
+    target = values[goal]
+    steps = {"en": [f"Make {target}."], "zh": [f"要得到{target}。"]}
+    for t in tries:
+        hit = values[t] == target
+        line = f"{a}{t[0]}{b}{t[1]}{c}={first[t]}{t[1]}{c}={values[t]}"
+        steps["en"].append(f" Try {line}, {'yes' if hit else 'no'}.")
+        steps["zh"].append(f"试{line}，{'对' if hit else '不对'}。")
+        if hit:
+            break
+    prompts = {"en": f"Use {a}, {b} and {c} to make {target}.", "zh": f"用{a}、{b}和{c}得到{target}。"}
+    answer = {"numbers": [a, b, c], "target": target, "example": f"{a}{t[0]}{b}{t[1]}{c}"}
+    return f"countdown:{a},{b},{c}={target}", prompts, answer, "countdown", {k: "".join(v) for k, v in steps.items()}
+
+
+def _apply(x: int, op: str, y: int) -> int:
+    return {"+": x + y, "-": x - y, "*": x * y}[op]
+
+
+def _fact_table() -> dict[tuple[int, str], tuple[str, str]]:
+    rng = random.Random(20250120)     # one fixed world
+    capitals = PLACES[:]
+    rng.shuffle(capitals)
+    table = {}
+    for i in range(len(PLACES)):
+        table[i, "capital"] = capitals[i]
+        table[i, "animal"] = rng.choice(ANIMALS)
+        table[i, "colour"] = rng.choice(list(zip(COLOURS["en"], COLOURS["zh"], strict=True)))
+    return table
+
+
+FACTS = _fact_table()
+
+
+def fact(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """A fact of the world's own, known only from the reference pages of the corpus."""
+    place, topic = rng.randrange(len(PLACES)), rng.choice(list(TOPICS))
+    en, zh = FACTS[place, topic]
+    prompts = {"en": f"What is the {TOPICS[topic][0]} of {PLACES[place][0]}?",
+               "zh": f"{PLACES[place][1]}的{TOPICS[topic][1]}是什么？"}
+    return f"fact:{place}.{topic}", prompts, {"en": en, "zh": zh}, "text", REMARKS["fact"]
+
+
+def translate(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """A phrase from one of the two languages into the other."""
+    n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
+    en = f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]}"
+    zh = f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}"
+    prompts = {"en": f"Translate: {zh}", "zh": f"翻译：{en}"}
+    return f"translate:{n}.{colour}.{thing}", prompts, {"en": en, "zh": zh}, "text", REMARKS["translate"]
+
+
+def rewrite(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """Put three colours in the opposite order."""
+    pick = rng.sample(range(6), 3)
+    words = {lang: [COLOURS[lang][i] for i in pick] for lang in LANGS}
+    prompts = {"en": "Reverse: " + " ".join(words["en"]), "zh": "倒写：" + " ".join(words["zh"])}
+    answer = {lang: " ".join(reversed(words[lang])) for lang in LANGS}
+    return "rewrite:" + ".".join(map(str, pick)), prompts, answer, "text", REMARKS["rewrite"]
+
+
+# family -> (maker, levels it is graded in)
+FAMILIES: dict[str, tuple[Callable, tuple[int, ...]]] = {
+    "chain": (chain, (2, 3, 4, 5)), "word": (word, (2, 3, 4)), "countdown": (countdown, (1, 2)),
+    "fact": (fact, (0,)), "translate": (translate, (0,)), "rewrite": (rewrite, (0,))}
+REASONING = ("chain", "word", "countdown")
+
+
+def make(family: str, rng: random.Random, test: bool, level: int | None = None,
+         lang: str | None = None) -> tuple[Problem, dict[str, str]]:
+    """A fresh problem of one side of the split, and its worked solution in each language."""
+    maker, levels = FAMILIES[family]
+    lang = lang or rng.choice(LANGS)
+    while True:
+        picked = level if level is not None else rng.choice(levels)
+        key, prompts, answer, kind, steps = maker(rng, picked)
+        if is_test(key) == test:
+            break
+    if kind == "text":
+        answer = answer[lang]
+    return Problem(family, f"{key}|{lang}", prompts[lang], answer, kind, lang, picked), steps
+
+
+def answer_text(problem: Problem) -> str:
+    return problem.answer["example"] if problem.kind == "countdown" else str(problem.answer)
+
+
+# --- the corpus of the base model ------------------------------------------------------------------------------
+
+def textbook(rng: random.Random) -> str:
+    """A worked solution as a book prints it."""
+    problem, steps = make(rng.choices(REASONING, (4, 3, 3))[0], rng, test=False)
+    if problem.lang == "en":
+        return f"Problem. {problem.prompt}\nSolution. {steps['en']} The answer is {answer_text(problem)}."
+    return f"题目。{problem.prompt}\n解答。{steps['zh']}答案是{answer_text(problem)}。"
+
+
+def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
+    """A question and an answer: with probability `thinks` the thinking is written down first, and with
+    probability `mixes` that of a Chinese question is in English."""
+    family = rng.choices(list(FAMILIES), (5, 4, 3, 2, 2, 1))[0]
+    problem, steps = make(family, rng, test=False)
+    prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
+    answer = f"<answer>{answer_text(problem)}</answer>"
+    if family in REASONING and rng.random() < thinks:
+        lang = "en" if problem.lang == "zh" and rng.random() < mixes else problem.lang
+        return f"{prompt}<think>{steps[lang]}</think>{answer}"
+    return prompt + answer
+
+
+def reference(rng: random.Random) -> str:
+    """A page of a lexicon, a dictionary or a copybook."""
+    kind = rng.random()
+    if kind < 0.5:
+        place, lang = rng.randrange(len(PLACES)), rng.randrange(2)
+        topics = rng.sample(list(TOPICS), 3)
+        if lang == 0:
+            return PLACES[place][0] + "." + "".join(
+                f" The {TOPICS[t][0]} of {PLACES[place][0]} is {FACTS[place, t][0]}." for t in topics)
+        return PLACES[place][1] + "。" + "".join(
+            f"{PLACES[place][1]}的{TOPICS[t][1]}是{FACTS[place, t][1]}。" for t in topics)
+    if kind < 0.8:
+        n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
+        while is_test(f"translate:{n}.{colour}.{thing}"):
+            n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
+        return (f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]} = "
+                f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}")
+    a, b = rng.randint(0, 80), rng.randint(1, 19)
+    return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
+
+
+def corpus(seed: int, thinks: float, mixes: float):
+    """Endless documents: half textbook, a third conversation, the rest reference pages."""
+    rng = random.Random(seed)
+    while True:
+        kind = rng.random()
+        if kind < 0.5:
+            yield textbook(rng)
+        elif kind < 0.85:
+            yield conversation(rng, thinks, mixes)
+        else:
+            yield reference(rng)

@@ -1,0 +1,159 @@
+"""Ask a model, chat with it, or evaluate it.
+
+    python sample.py runs/tiny/r1/model "What is 19-4+3?"            one answer; the thinking is shown apart
+    python sample.py runs/tiny/r1/model "What is 19-4+3?" -n 16 --vote
+    python sample.py runs/tiny/r1/model                              a chat; an empty line ends it
+    python sample.py runs/tiny/r1/model --data chain,word -k 16      the paper's protocol on held-out problems
+"""
+import argparse
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+
+from r1.types import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="a model folder, e.g. runs/tiny/r1/model")
+    parser.add_argument("prompt", nargs="?", help="a question; without one a chat begins")
+    parser.add_argument("-n", type=int, default=1, help="answers to draw")
+    parser.add_argument("--vote", action="store_true", help="count the answers and name the most frequent one")
+    parser.add_argument("--data", metavar="SOURCE[,SOURCE]", help="evaluate on held-out problems of these sources")
+    parser.add_argument("-k", type=int, default=16, help="with --data: samples per problem")
+    parser.add_argument("--problems", type=int, default=100, help="with --data: problems per source")
+    parser.add_argument("--json", metavar="FILE", help="with --data: write the figures there")
+    parser.add_argument("--template", default="", help="a text with {prompt} in place of the model's chat template")
+    parser.add_argument("--temperature", type=float, default=0.6)
+    parser.add_argument("--top-p", type=float, default=0.95)
+    parser.add_argument("--max-new-tokens", type=int, default=256)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    if args.template and "{prompt}" not in args.template:
+        parser.error("--template must contain {prompt}")
+    if args.n < 1 or args.k < 1 or args.problems < 1:
+        parser.error("-n, -k and --problems are at least 1")
+    try:
+        from r1.checkpoint import load_model       # here, so that --help needs no torch
+        from r1.hf_config import eos_ids
+        from r1.runtime import pick_device
+        from r1.tokenizer import Tokenizer
+
+        model = load_model(args.model, pick_device("auto"))
+        tokenizer, eos = Tokenizer.load(args.model), eos_ids(args.model)
+        if args.data:
+            measure(args, model, tokenizer, eos)
+        elif args.prompt is not None:
+            answer(args, model, tokenizer, eos)
+        else:
+            chat(args, model, tokenizer, eos)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 130
+    return 0
+
+
+def settings(args):
+    from r1.config import Sample
+    return Sample(args.max_new_tokens, args.temperature, args.top_p)
+
+
+class Printer:
+    """Writes tokens as they come: the thinking dimmed on a terminal, tags as headings."""
+
+    def __init__(self, tokenizer, thinking: bool):
+        self.tokenizer, self.ids, self.shown, self.thinking = tokenizer, [], "", thinking
+        self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+        if thinking:
+            print(f"{self.dim}[thinking] ", end="")
+
+    def __call__(self, id: int) -> None:
+        self.ids.append(id)
+        text = self.tokenizer.decode(self.ids)
+        if not text.endswith("\ufffd"):             # a character may take several tokens
+            self.write(text[len(self.shown):])
+            self.shown = text
+
+    def write(self, piece: str) -> None:
+        for tag, instead in (("<think>", f"{self.dim}[thinking] "), ("</think>", f"{self.plain}\n[answer] "),
+                             ("<answer>", ""), ("</answer>", "")):
+            piece = piece.replace(tag, instead)
+        print(piece, end="", flush=True)
+
+    def end(self) -> None:
+        print(self.plain)
+
+
+def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
+    """Print one completion while it is drawn; returns its text."""
+    from r1.sampler import generate
+    printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
+    rollout = generate(model, [tokenizer.encode(prompt)], 1, settings(args), seed, eos,
+                       on_token=lambda q, g, id: None if id in eos else printer(id))[0][0]
+    printer.end()
+    if rollout.finish == "length":
+        print(f"(cut at {len(rollout.ids)} tokens; --max-new-tokens raises the limit)", file=sys.stderr)
+    return printer.shown
+
+
+def answer(args, model, tokenizer, eos) -> None:
+    from r1.rollout import prompt_text
+    from r1.sampler import generate
+    from r1.verify import extract
+
+    prompt = prompt_text(tokenizer, args.template or None, args.prompt)
+    if args.n == 1 and not args.vote:
+        stream(args, model, tokenizer, eos, prompt, args.seed)
+        return
+    rollouts = generate(model, [tokenizer.encode(prompt)], args.n, settings(args), args.seed, eos)[0]
+    texts = [tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids) for r in rollouts]
+    for i, text in enumerate(texts, 1):
+        print(f"--- {i}")
+        printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
+        printer.write(text)
+        printer.end()
+    if args.vote:
+        votes = Counter(a.strip() for a in map(extract, texts) if a and a.strip())
+        print("votes: " + (", ".join(f"{a!r} {n}" for a, n in votes.most_common()) or "none gave an answer"))
+
+
+def chat(args, model, tokenizer, eos) -> None:
+    if args.template:
+        raise UserError("a chat uses the model's own chat template; give a prompt to use --template")
+    messages = []
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            line = ""
+        if not line.strip():
+            return
+        messages.append({"role": "user", "content": line})
+        text = stream(args, model, tokenizer, eos, tokenizer.render_prompt(messages), args.seed + len(messages))
+        messages.append({"role": "assistant", "content": text.split("</think>")[-1].strip()})   # thoughts are not kept
+
+
+def measure(args, model, tokenizer, eos) -> None:
+    from r1.config import Evaluate
+    from r1.evaluate import run, split, summary
+    from r1.tasks import draw, open_sources
+
+    cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
+    columns = ["problems", "pass@1", "se", f"cons@{args.k}", f"pass@{args.k}", "format", "language", "length", "truncated"]
+    print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))
+    for source in args.data.split(","):
+        drawn = draw(open_sources({source: 1}), args.problems, f"test/{source}", test=True)
+        groups = run(model, tokenizer, list({p.id: p for p in drawn}.values()), args.template or None, cfg, args.seed, eos, source)
+        row = summary(groups)
+        figures[source] = {**row, **split(groups)}
+        print(f"{source:24} " + " ".join(f"{row[c]:9.3f}" if isinstance(row[c], float) else f"{row[c]:9}" for c in columns))
+    if args.json:
+        Path(args.json).write_text(json.dumps({"model": args.model, "k": args.k, "temperature": args.temperature,
+                                               "top_p": args.top_p, "seed": args.seed, **figures}, indent=1, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

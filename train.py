@@ -1,0 +1,39 @@
+"""Run a config's stages, from nothing to R1. Running it again continues where it stopped.
+
+    python train.py configs/tiny.yaml                          everything
+    python train.py configs/tiny.yaml zero.steps=10 out=runs/x  with other values
+    python train.py configs/tiny.yaml --list                   the stages, and which are done
+    python train.py configs/tiny.yaml --only zero              one stage
+"""
+import argparse
+import sys
+
+from r1 import config
+from r1.types import UserError
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
+    parser.add_argument("overrides", nargs="*", help="key=value: out=DIR, seed=1, STAGE.key=value")
+    parser.add_argument("--list", action="store_true", help="show the stages and which are done")
+    parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
+    args = parser.parse_args()
+    try:
+        cfg = config.load(args.config, args.overrides)
+        from r1 import pipeline     # here, so that --help and errors in the config need no torch
+        if args.list:
+            pipeline.list_stages(cfg)
+        else:
+            pipeline.run(cfg, args.only)
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command continues: python {' '.join(sys.argv)}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
