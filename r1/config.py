@@ -151,8 +151,11 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config of a file, with `key=value` overrides such as `out=runs/x` or `zero.optim.lr=1e-4`.
 
     Raises UserError with file, key and the nearest valid name."""
-    path = Path(path)
-    raw = _read(path)
+    return parse(_read(Path(path)), str(path), overrides)
+
+
+def parse(raw: dict, file: str, overrides: list[str] = ()) -> Config:
+    """The config of a mapping, as `load` reads it; `file` is named in errors."""
     for text in overrides:
         key, eq, value = text.partition("=")
         if not eq:
@@ -161,8 +164,8 @@ def load(path: str | Path, overrides: list[str] = ()) -> Config:
             _set(raw, key, yaml.safe_load(value), "command line")
         except yaml.YAMLError as e:
             raise UserError(f"command line: the value of {key!r} is not YAML: {value!r}") from e
-    config = build(Config, raw, str(path), "")
-    _check(config, str(path))
+    config = build(Config, raw, file, "")
+    _check(config, file)
     return config
 
 

@@ -15,13 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each distribution, both (N,), from logits (N, V).
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
+    """Log-probability (N,) of each target under logits (N, V), in float32.
 
     Logits are divided by the sampling temperature: the trainer's distribution is the sampler's."""
-    logp = F.log_softmax(logits.float() / temperature, dim=-1)                # (N, V)
-    entropy = -(logp.detach().exp() * logp.detach()).sum(-1)
-    return logp.gather(-1, targets[:, None]).squeeze(-1), entropy
+    return -F.cross_entropy(logits.float() / temperature, targets, reduction="none")
+
+
+@torch.no_grad()
+def entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """Entropy (N,) in nats of each distribution (N, V)."""
+    logp = F.log_softmax(logits.float() / temperature, dim=-1)
+    return -(logp.exp() * logp).sum(-1)
 
 
 def advantages(rewards: Tensor, std: bool = True, leave_one_out: bool = False) -> Tensor:

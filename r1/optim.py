@@ -30,13 +30,12 @@ def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weig
 
 
 def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy (B, T) of the targets; 0 where not supervised.
+    """Log-probabilities (B, T) of the targets, 0 where not supervised, and the logits (N, V) they come from.
 
-    The vocabulary projection runs over supervised positions only: (B, T, V) never exists."""
-    hidden = model.hidden(batch.inputs)[batch.mask]                                      # (N, C)
-    logp, entropy = token_logprobs(model.lm_head(hidden), batch.targets[batch.mask], temperature)
-    blank = torch.zeros(batch.mask.shape, dtype=logp.dtype, device=logp.device)
-    return blank.masked_scatter(batch.mask, logp), blank.masked_scatter(batch.mask, entropy)
+    The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists."""
+    logits = model.lm_head(model.hidden(batch.inputs)[batch.mask])                       # (N, V)
+    logp = token_logprobs(logits, batch.targets[batch.mask], temperature)                # (N,)
+    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), logits.detach()
 
 
 def optimise(model: nn.Module, optimizer: torch.optim.Optimizer, examples: list[Example],

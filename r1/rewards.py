@@ -140,7 +140,9 @@ def is_repetitive(text: str) -> bool:
             return False
         grams = Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
         gram, times = grams.most_common(1)[0]
-        if times >= 4 and 2 * n * _count_apart(words, list(gram)) > len(words):
+        if times < 4:   # then no longer one is said more often
+            return False
+        if 2 * n * _count_apart(words, list(gram)) > len(words):
             return True
     return False
 

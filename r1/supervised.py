@@ -68,7 +68,7 @@ def sft(cfg: SFT, folder: Folder) -> None:
         return [Example(e.ids, e.mask, w=1 / total) for e in chosen]
 
     train(model, batch, cfg.epochs * per_epoch, cfg.optim, folder, cfg.save_every)
-    save_model(folder.model, model, tokenizer, [tokenizer.eos_id], tokenizer.eos_id)
+    save_model(folder.model, model, tokenizer.with_template(folder.template(cfg.template)), [tokenizer.eos_id], tokenizer.eos_id)
 
 
 def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) -> list[Example]:

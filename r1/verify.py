@@ -476,10 +476,11 @@ def _judge_countdown(gold: dict, answer: str) -> str:
     return "ok" if not equals or parse(result) == value else "wrong"
 
 
-# Of reasoning-gym 0.1.25: these hand the model's text to eval or to sympy's, and the last accepts any text.
+# Of reasoning-gym 0.1.25: they give the model's text to eval, by themselves or by sympy; the last but one takes
+# any text for right, the last takes seconds over a row of negations.
 _UNSAFE_GYM_TASKS = frozenset(
     "binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 "
-    "simple_integration spiral_matrix string_insertion game_of_life_halting".split())
+    "simple_integration spiral_matrix string_insertion game_of_life_halting propositional_logic".split())
 
 
 def _judge_reasoning_gym(gold: dict, answer: str) -> str:
