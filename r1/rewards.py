@@ -134,7 +134,7 @@ def is_repetitive(text: str) -> bool:
     words = re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", _MARKUP.sub(" ", text))
     if len(words) < 20:
         return False
-    # in a loop of p words each n-gram with p/2 < n <= p fills over half, so these sizes see every loop to 128
+    # an n-gram fills n/p of a loop of p words; for every p up to 128 one of these sizes fills two thirds
     for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
         if 4 * n > len(words):
             return False

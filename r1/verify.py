@@ -62,8 +62,6 @@ def last_boxed(text: str) -> str | None:
         elif piece.startswith("\\boxed"):
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
-            while boxes and boxes[-1][0] > box[0]:   # boxes inside this one are part of it
-                boxes.pop()
             boxes.append((box[0], match.end(), text[box[1]:match.start()]))
     if not boxes:
         return None
@@ -103,13 +101,14 @@ _NOT_UNITS = frozenset(   # words that change the number before them, or that of
 _NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
 _UNIT = re.compile(r"(.*[0-9)}])( ?)([A-Za-z][A-Za-z ]*|[\u4e00-\u9fff]{1,3})(?:\^ ?\{?[23]\}?)?")
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
-_SPACES = re.compile(r"(?<![0-9.,])(?<![0-9] )[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
+_SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^])([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
 
 
 def _normal(text: str) -> str:
-    """`text` in one spelling: ASCII signs, no delimiters or layout commands, single spaces."""
-    text = _ascii(text)[:MAX_TEXT + 1]   # ½ grows
+    """`text` in one spelling: ASCII signs, no delimiters or layout commands, single spaces. May raise TooBig."""
+    if len(text) > MAX_TEXT or len(text := _ascii(text)) > MAX_TEXT:   # some characters grow: ½
+        raise TooBig
     for pattern, by in _REWRITES:
         text = pattern.sub(by, text)
     return " ".join(text.split()).rstrip(" .,;:?。、")
@@ -184,9 +183,8 @@ def parse(text: str) -> Fraction | float | Group | str | None:
 
     Exact where it can be: only pi and roots that are not rational make a float. Never raises.
     """
-    if len(text) > MAX_TEXT or len(text := _normal(text)) > MAX_TEXT:
-        return None
     try:
+        text = _normal(text)
         return _equation(_bare(text))
     except NotExpression:
         return _word(text)
@@ -292,7 +290,7 @@ class _Parser:
         if token in _CLOSING:
             items = self.items()
             close = self.take(*_CLOSING[token])
-            if len(items) == 1 and token != "\\{":
+            if len(items) == 1:
                 return items[0]
             return Group("" if token == "{" else token[-1] + close[-1], items)
         if token == "\\frac":
@@ -357,7 +355,7 @@ def _power(base: Fraction | float, exponent: Fraction | float) -> Fraction | flo
         return float(base) ** float(exponent)
     if abs(base) == 1:   # also to a huge power
         return base if exponent % 2 else Fraction(1)
-    if (_bits(base) - 1) * abs(exponent) > MAX_BITS or abs(exponent) > MAX_BITS:
+    if (_bits(base) - 1) * abs(exponent) > MAX_BITS:
         raise TooBig
     return base ** exponent
 
@@ -510,9 +508,11 @@ def verify(problem: Problem, completion: str) -> tuple[bool, str]:
         if answer is None:
             return False, "no_answer"
         if len(answer) > MAX_TEXT:
-            return False, "too_long"
+            raise TooBig
         reason = KINDS[problem.kind](problem.answer, answer)
         return reason == "ok", reason
+    except TooBig:
+        return False, "too_long"
     except Exception:   # a rule must not stop a run; the metrics count this reason
         return False, "error"
 

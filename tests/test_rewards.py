@@ -150,6 +150,7 @@ WORDS = [f"w{i}" for i in range(400)]
     ("again and again " * 20, True), ("no " * 100, True), ("好的" * 50, True),
     (" ".join(WORDS[:30]) + " wait " * 60, True),
     (" ".join(WORDS[:37] * 6), True), (" ".join(WORDS[:100] * 5), True),          # loops of long sentences
+    (" ".join(WORDS[:47] * 8 + WORDS[100:180]), True),
     (" ".join(WORDS), False), ("no " * 5, False), ("", False),
     (" ".join(WORDS[:60]) + " wait" * 30, False),                                 # a third of the text only
     ("so 3 + 4 = 7; 7 + 5 = 12; 12 + 8 = 20; 20 - 1 = 19; 19 + 30 = 49; 49 + 2 = 51; the sum is 51", False),
