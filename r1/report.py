@@ -5,7 +5,6 @@ any moment of a run. Completions are text by a model: they are escaped and cut, 
 """
 from __future__ import annotations
 
-import html
 import json
 import math
 import re
@@ -13,12 +12,14 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from r1.page import CONTROL, STYLE, cut, details, facts, h, html_table, is_right, line_chart, number, parts_of, sample_html
+
 # AIME 2024 pass@1 of the paper's checkpoints (R1 v1 figure 2 and tables 2 and 6, v2 table 3).
 PAPER = {"base": "15.6, R1-Zero's first step", "zero": "71.0 (v1), 77.9 (v2); cons@64 86.7", "dev1": "59.0", "dev2": "74.0",
          "dev3": "78.1", "r1": "79.8", "student": "72.6, Distill-Qwen-32B", "student_rl": "47.0, Qwen-32B-Zero"}
-PAPER_NOTE = ("The paper column is AIME 2024 pass@1 of the paper's checkpoint in the same role (671B parameters, the students "
-              "32B): another model on another task, there for orientation. Only the order of its rows can be compared.")
-ROLE = {"base": "pretrained", "zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on R1-Zero's readable traces",
+PAPER_NOTE = ("The paper column is AIME 2024 pass@1 of the paper's checkpoint in the same role (671B parameters, the "
+              "students 32B): another model on another task, there for orientation. Only the order of rows compares.")
+ROLE = {"base": "pretrained", "zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on R1-Zero's traces",
         "dev2": "RL with the language reward", "dev3": "base again: SFT on the curated set", "r1": "RL on all scenarios",
         "student_base": "small, pretrained", "student": "small, distilled", "student_rl": "small, RL straight on it"}
 STEPS = [("base", "zero"), ("base", "dev1"), ("dev1", "dev2"), ("dev2", "dev3"), ("dev3", "r1"), ("student_rl", "student")]
@@ -29,8 +30,6 @@ CHARTS = [("Reward parts", "share", {"accuracy": "accuracy", "format": "format",
           ("Nothing to learn, or cut off", "share", {"flat_groups": "flat groups", "truncated": "truncated"}),
           ("Gradient norm", "", {"grad_norm": "gradient norm"}), ("Loss", "nats per token", {"loss": "loss"})]
 COUNTS = ("problems", "sampled", "right", "readable_right", "kept", "others")
-COLOURS = ("#3f82cc", "#d97b29", "#35976b", "#b25bab", "#cc5050", "#85898f")
-CONTROL = {i: 0x2400 + i for i in range(32) if chr(i) not in "\n\t"}     # made visible; some are not allowed in HTML
 SAMPLE_BYTES = 1_000_000                                                  # of all samples in the page together
 
 
@@ -84,12 +83,6 @@ def read_run(root: Path) -> dict:
             stage[key] = load_json(root / name / f"{key}.json") or stage.get(key) or {}
         stages.append(stage)
     return {**run, "stages": stages}
-
-
-def number(value) -> float:
-    """A finite float, or NaN for whatever else a metric may hold."""
-    ok = isinstance(value, (int, float)) and math.isfinite(value)
-    return float(value) if ok else math.nan
 
 
 # Tables
@@ -149,22 +142,6 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(head), line(["---", *["---:"] * (len(head) - 1)]), *map(line, rows)])
 
 
-def h(text) -> str:
-    return html.escape(str(text).translate(CONTROL))
-
-
-def html_table(head: list[str], rows: list[list[str]], groups: str = "", bars: tuple[int, ...] = ()) -> str:
-    """`groups` is a ready row above the head; a cell of a column in `bars` is shaded by its percentage."""
-    out = [f'<div class="wide"><table><thead>{groups}<tr>', *(f"<th>{h(c)}</th>" for c in head), "</tr></thead><tbody>"]
-    for row in rows:
-        out.append("<tr>")
-        for i, cell in enumerate(row):
-            shade = re.match(r"[\d.]+", cell) if i in bars else None
-            out.append(f'<td class="bar" style="--v:{shade[0]}%">{h(cell)}</td>' if shade else f"<td>{h(cell)}</td>")
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table></div>"])
-
-
 def counts_rows(root: Path, run: dict) -> list[list[str]]:
     """What each rejection sampling stage kept."""
     found = [(s, m) for s in run["stages"] for m in read_lines(root / s["name"] / "metrics.jsonl") if "readable_right" in m]
@@ -187,74 +164,176 @@ def headlines(run: dict) -> list[str]:
     return out
 
 
-# Charts
-
-def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label: str = "", x_label: str = "step") -> str:
-    """Lines over x as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
-    lines = {name: thin(points) for name, points in series.items()}
-    flat = [p for points in lines.values() for p in points if math.isfinite(p[1])] or [(0.0, 0.0)]
-    x0, x1 = min(x for x, _ in flat), max(x for x, _ in flat)
-    ys = ticks(min(0.0, min(y for _, y in flat)), max(y for _, y in flat))
-    left, right, top, bottom = 46, 392, 46, 196
-    at = lambda x: left + (right - left) * ((x - x0) / (x1 - x0) if x1 > x0 else 0.5)   # noqa: E731
-    up = lambda y: bottom - (bottom - top) * (y - ys[0]) / (ys[-1] - ys[0])             # noqa: E731
-    out = ['<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 226" role="img" font-size="11.5" '
-           f'font-family="system-ui,sans-serif" fill="currentColor" aria-label="{h(title)}">'
-           "<style>.chart{color:#333}@media(prefers-color-scheme:dark){.chart{color:#ccc}}</style>"
-           f'<text x="2" y="13" font-size="13" font-weight="600">{h(title)}</text>'
-           f'<text x="{right}" y="13" text-anchor="end" opacity=".65">{h(y_label)}</text>']
-    for y in ys:
-        out.append(f'<path d="M{left} {up(y):.1f}H{right}" stroke="currentColor" opacity="{".5" if y == 0 else ".14"}"/>'
-                   f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end" opacity=".75">{y:.4g}</text>')
-    for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or x1 - x0 < 2)]:
-        out.append(f'<path d="M{at(x):.1f} {bottom}v4" stroke="currentColor" opacity=".5"/><text x="{at(x):.1f}" '
-                   f'y="{bottom + 17}" text-anchor="middle" opacity=".75">{x:.6g}</text>')
-    out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">{h(x_label)}</text>')
-    key = left
-    for i, (name, points) in enumerate(lines.items()):
-        colour, path, pen = COLOURS[i % len(COLOURS)], "", "M"
-        for x, y in points:
-            path, pen = (f"{path}{pen}{at(x):.1f} {up(y):.1f}", "L") if math.isfinite(y) else (path, "M")
-        path = re.sub(r"(M[^ML]+)(?=M|$)", r"\1h0", path)                # a point between two gaps becomes a dot
-        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" '
-                   'stroke-linecap="round"/>')
-        if len(lines) > 1:
-            out.append(f'<path d="M{key} 29h14" stroke="{colour}" stroke-width="3"/><text x="{key + 19}" y="33">{h(name)}</text>')
-            key += 34 + 6.4 * len(name)
-    return "".join([*out, "</svg>"])
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """About five round numbers from at most `low` to at least `high`."""
-    span = high - low or abs(high) or 1.0
-    size = 10.0 ** math.floor(math.log10(span / 4))
-    size *= next(m for m in (1, 2, 2.5, 5, 10) if m * size >= span / 4 * 0.999)
-    first, last = math.floor(low / size + 1e-9), math.ceil((low + span) / size - 1e-9)
-    return [round(i * size, 12) for i in range(first, last + 1)]
-
-
-def thin(points: list[tuple[float, float]], most: int = 160) -> list[tuple[float, float]]:
-    """At most `most` points: means of neighbours, over the finite ones."""
-    size, out = -(-len(points) // most) or 1, []
-    for i in range(0, len(points), size):
-        good = [p for p in points[i:i + size] if math.isfinite(p[1])]
-        out.append((sum(x for x, _ in good) / len(good), sum(y for _, y in good) / len(good)) if good else (points[i][0], math.nan))
-    return out
-
+# Curves
 
 def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
     """One metric over steps; NaN where a step lacks it."""
-    nothing = 0.0 if key in ("length_right", "length_wrong") else None    # no completion was right: no length
-    return [(number(m["step"]), math.nan if m.get(key) == nothing else number(m.get(key))) for m in rows if "step" in m]
+    none = key in ("length_right", "length_wrong")                       # 0 there says that there was no such completion
+    return [(number(m.get("step")), math.nan if none and not m.get(key) else number(m.get(key)))
+            for m in rows if math.isfinite(number(m.get("step")))]
 
 
 def charts(rows: list[dict], kind: str) -> list[str]:
     """Every chart for which a stage has figures that are not all zero."""
     out = []
-    for title, unit, keys in CHARTS if kind == "grpo" else CHARTS[-1:]:
+    for title, unit, keys in CHARTS[:-1] if kind == "grpo" else CHARTS[-2:]:
         series = {name: curve(rows, key) for key, name in keys.items()}
         series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
-        if title != "Loss" or kind != "grpo":
-            if any(y and math.isfinite(y) for c in series.values() for _, y in c):
-                out.append(line_chart(series, title, unit))
+        if any(y and math.isfinite(y) for c in series.values() for _, y in c):
+            out.append(line_chart(series, title, unit))
     return out
+
+
+# Samples
+
+def evaluated(folder: Path) -> list[dict]:
+    """The first right and the first wrong sample of each task of an evaluation, the right ones first."""
+    found: dict[tuple, dict] = {}
+    for row in read_lines(folder / "eval_samples.jsonl"):
+        found.setdefault((not is_right(row), str(row.get("domain")), str(row.get("task"))), row)
+    return [row for key, row in sorted(found.items(), key=lambda item: item[0][0])]
+
+
+def trained(folder: Path) -> list[dict]:
+    """The samples of the first and of the last step of a training stage."""
+    first, last = [], deque(maxlen=4)
+    for row in read_lines(folder / "samples.jsonl"):
+        if len(first) < 4 and (not first or row.get("step") == first[0].get("step")):
+            first.append(row)
+        else:
+            last.append(row)
+    return first + [row for row in last if row.get("step") == last[-1].get("step")]
+
+
+# The two pages
+
+def title_of(root: Path) -> str:
+    return f"r1 report: {root.resolve().name}"
+
+
+def about(run: dict) -> str:
+    """One line on the run: seed, machine, time, what is not finished."""
+    hw = run.get("hardware") if isinstance(run.get("hardware"), dict) else {}
+    seconds = [number((s["done"] or {}).get("seconds")) for s in run["stages"]]
+    total = sum(x for x in seconds if math.isfinite(x))
+    facts = [f"seed {run['seed']}"] if "seed" in run else []
+    facts += [f"{hw.get('gpu') or str(hw.get('cpus', '?')) + ' CPU cores, ' + str(hw.get('threads', '?')) + ' threads'}",
+              f"PyTorch {hw.get('torch', '?')}", str(hw.get("date", ""))] if hw else []
+    facts += [f"{total / 60:.1f} minutes in all stages"] if total else []
+    open_stages = [s["name"] for s in run["stages"] if not s["done"]]
+    facts += [f"not finished: {', '.join(open_stages)}"] if open_stages else []
+    return " · ".join(f for f in facts if f) or "Nothing has been run here yet."
+
+
+def markdown(root: Path, run: dict) -> str:
+    out = [f"# {title_of(root)}", about(run)]
+    if all_domains(run):
+        out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), PAPER_NOTE]
+    if lines := headlines(run):
+        out += ["## What changed", "\n".join(f"- {line}" for line in lines)]
+    if rows := counts_rows(root, run):
+        out += ["## Rejection sampling", markdown_table(COUNTS_HEAD, rows)]
+    read = {s["name"]: rows for s in run["stages"] if (rows := evaluated(root / s["name"]))}
+    wanted = [n for n in ("base", "zero", "r1") if n in read]
+    wanted = [*wanted, *(n for n in reversed(read) if n not in wanted)][:3]
+    out += ["## Samples"] if wanted else []
+    for name in wanted:
+        row = read[name][0]
+        above, below = facts(row)
+        text = f"{cut(row.get('prompt', ''), 1500)}\n\n" + "\n".join(p for p in parts_of(row) if p)
+        text += f"\n\ngold: {cut(row.get('answer', ''), 400)}"
+        text = text.translate(CONTROL)
+        fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
+        out += [f"**{name}**, {'right' if is_right(row) else 'wrong'}: {above} · {below}", f"{fence}text\n{text}\n{fence}"]
+    return "\n\n".join(out) + "\n"
+
+
+def page(root: Path, run: dict) -> str:
+    """The whole report as one HTML document."""
+    made = [("stages", "Stages", stages_html(run)), ("zero", "R1-Zero", zero_html(root, run)),
+            ("tasks", "By task", tasks_html(run)), ("sampling", "Rejection sampling", sampling_html(root, run)),
+            ("curves", "Curves", curves_html(root, run)), ("samples", "Samples", samples_html(root, run))]
+    made = [m for m in made if m[2]]
+    links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in made)
+    body = "".join(f'<section id="{key}"><h2>{name}</h2>{text}</section>' for key, name, text in made)
+    return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>{h(title_of(root))}</title><style>{STYLE}</style></head><body><header><h1>{h(title_of(root))}</h1>"
+            f"<p>{h(about(run))}</p><nav>{links}</nav></header><main>{body}</main></body></html>")
+
+
+def stages_html(run: dict) -> str:
+    names, k, rows = all_domains(run), samples_k(run), []
+    for s in run["stages"]:
+        if domains(s):
+            cells = [c for name in names for c in figures(domains(s).get(name, {}), s["eval"].get("k"))]
+            rows.append([s["name"], ROLE.get(s["name"], s["kind"]), *cells, minutes(s), PAPER.get(s["name"], "")])
+    if not rows:
+        return ""
+    head = ["stage", "what it is"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names)
+    groups = '<tr><th colspan="2"></th>' + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th colspan="2"></th></tr>'
+    changes = "".join(f"<li>{h(line)}</li>" for line in headlines(run))
+    return (html_table([*head, "minutes", "paper: AIME 2024"], rows, groups, tuple(range(2, 2 + 6 * len(names), 6)))
+            + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(k)} samples per problem, ± its standard '
+            f"error over problems. {h(PAPER_NOTE)}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
+
+
+def zero_html(root: Path, run: dict) -> str:
+    """The picture of the paper: accuracy and length over the steps of R1-Zero."""
+    rows = list(read_lines(root / "zero" / "metrics.jsonl"))
+    if not any("accuracy" in m for m in rows):
+        return ""
+    one = line_chart({"accuracy": curve(rows, "accuracy")}, "Accuracy", "share of right samples")
+    return f'<div class="pair">{one}{line_chart({"length": curve(rows, "length")}, "Mean response length", "tokens")}</div>'
+
+
+def tasks_html(run: dict) -> str:
+    """pass@1 of every stage by task and level, then all figures of each stage."""
+    table: dict[str, dict[str, str]] = {}
+    every, names = [], [s["name"] for s in run["stages"] if domains(s)]
+    for s in run["stages"]:
+        rows, k = [], s["eval"].get("k")
+        for name, domain in domains(s).items():
+            for part, word in (("by_task", "{}"), ("by_level", "{}"), ("by_lang", "in {}")):
+                for key, row in (domain.get(part) or {}).items():
+                    label = f"{name}: {word.format(key.replace(':', ', level '))}"
+                    table.setdefault(label, {})[s["name"]] = percent(row.get("pass@1"))
+                    rows.append([label, str(row.get("problems", "–")), *figures(row, k), percent(row.get("truncated"))])
+        if rows:
+            head = ["", "problems", "pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length", "cut off"]
+            every.append(details(f"{s['name']}: all figures", html_table(head, rows, bars=(2,))))
+    if not table:
+        return ""
+    both = [[label, *(cells.get(n, "–") for n in names)] for label, cells in table.items()]
+    return html_table(["pass@1", *names], both, bars=tuple(range(1, len(names) + 1))) + "".join(every)
+
+
+def sampling_html(root: Path, run: dict) -> str:
+    rows = counts_rows(root, run)
+    return html_table(COUNTS_HEAD, rows) if rows else ""
+
+
+def curves_html(root: Path, run: dict) -> str:
+    out = []
+    for s in run["stages"]:
+        rows = [] if s["kind"] == "reject" else list(read_lines(root / s["name"] / "metrics.jsonl"))
+        drawn = charts(rows, "grpo" if any("accuracy" in m for m in rows) else "")
+        if drawn:
+            words = f"{s['kind']}{' from ' + s['init'] if s['init'] else ''}, {len(rows)} steps, {minutes(s)} minutes"
+            out.append(f'<h3>{h(s["name"])} <small>{h(words)}</small></h3><div class="charts">{"".join(drawn)}</div>')
+    return "".join(out)
+
+
+def samples_html(root: Path, run: dict) -> str:
+    """Samples of each stage, within a budget of bytes."""
+    out, budget = [], SAMPLE_BYTES // max(1, len(run["stages"]))
+    for s in run["stages"]:
+        left = budget
+        folder = root / s["name"]
+        for words, rows in (("evaluation", evaluated(folder)), ("training, first and last steps", trained(folder))):
+            cards = []
+            for card in map(sample_html, rows):
+                left -= len(card.encode("utf-8", "replace"))
+                cards += [card] if left > 0 else []
+            if cards:
+                out.append(details(f"{s['name']}: {words}", "".join(cards)))
+    return "".join(out)
