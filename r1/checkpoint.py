@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from r1.hf_config import config_json, eos_ids, load_config, read_json
+from r1.hf_config import config_json, load_config, read_json
 from r1.model import Transformer, rope_frequencies
 from r1.types import UserError
 

@@ -102,9 +102,9 @@ class _Metadata:
 
     def need(self, key: str, kind: type):
         value = self.get(key)
-        if not isinstance(value, kind):
-            raise UserError(f"{self.file}: {key.replace('{arch}', self.arch)} must be of type {kind.__name__}, "
-                            f"not {value!r:.80}; fetch another conversion of the model")
+        if not isinstance(value, kind) or not value:
+            raise UserError(f"{self.file}: {key.replace('{arch}', self.arch)} should be of type {kind.__name__}, "
+                            f"but is {value!r:.80}; fetch another conversion of the model")
         return value
 
 
@@ -123,7 +123,7 @@ def _config(meta: _Metadata, tensors: dict, read) -> ModelConfig:
     if "token_embd.weight" not in tensors:
         raise UserError(f"{meta.file}: tensor token_embd.weight is missing; fetch the file again")
     try:
-        cfg = ModelConfig(
+        return ModelConfig(
             vocab_size=int(tensors["token_embd.weight"].shape[1]), hidden_size=width, num_attention_heads=heads,
             intermediate_size=meta.need("{arch}.feed_forward_length", int),
             num_hidden_layers=meta.need("{arch}.block_count", int), head_dim=head_dim,
@@ -136,7 +136,6 @@ def _config(meta: _Metadata, tensors: dict, read) -> ModelConfig:
             attention_bias=meta.arch == "qwen2", qk_norm=meta.arch == "qwen3")
     except (ValueError, TypeError) as e:
         raise UserError(f"{meta.file}: {e}; fetch another conversion of the model") from None
-    return cfg
 
 
 def _short(x: float) -> float:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from r1.checkpoint import eos_ids, load_config, load_model, save_model
+from r1.checkpoint import load_model, save_model
+from r1.hf_config import eos_ids, load_config
 from r1.model import KVCache, ModelConfig, Transformer
 from r1.types import UserError
 
