@@ -16,7 +16,7 @@ STYLE = """
 --bar:#26415d;--right:#6cc093;--wrong:#e58a77}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 Charter,"Iowan Old Style",Palatino,Georgia,serif}
-body>header,main{max-width:1120px;margin:0 auto;padding:0 24px}
+body>header,main{max-width:1260px;margin:0 auto;padding:0 24px}
 body>header{padding-top:48px}
 h1{font-size:30px;font-weight:600;margin:0}
 h2{font-size:22px;font-weight:600;margin:52px 0 14px;padding-bottom:6px;border-bottom:1px solid var(--line)}
@@ -25,17 +25,18 @@ small,.note,header p,footer{color:var(--soft);font-weight:400;font-size:14px}
 nav a{margin-right:18px;color:inherit;text-underline-offset:3px;text-decoration-color:var(--line)}
 .wide{overflow-x:auto}
 table{border-collapse:collapse;font:13px/1.4 system-ui,sans-serif;font-variant-numeric:tabular-nums;white-space:nowrap}
-td,th{padding:5px 10px;text-align:right;border-bottom:1px solid var(--line)}
+td,th{padding:5px 9px;text-align:right;border-bottom:1px solid var(--line)}
 th{color:var(--soft);font-weight:500;vertical-align:bottom}
 th[colspan]{text-align:center}
 td:first-child,th:first-child{text-align:left;font-weight:600}
-td.bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--v) 100%}
+td.bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--v) 100%;min-width:74px}
 .charts,.pair{display:grid;gap:22px;grid-template-columns:repeat(auto-fill,minmax(310px,1fr))}
 .pair{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))}
 svg{width:100%;height:auto;display:block}
 details{border-bottom:1px solid var(--line);padding:7px 0}
 summary{cursor:pointer;font-weight:600}
-article{background:var(--card);border:1px solid var(--line);border-radius:5px;padding:12px 16px;margin:14px 0}
+article{background:var(--card);border:1px solid var(--line);border-radius:5px;padding:12px 16px}
+.cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));margin:12px 0}
 article header{color:var(--soft);font:13px system-ui,sans-serif}
 .right b{color:var(--right)}
 .wrong b{color:var(--wrong)}
@@ -72,6 +73,10 @@ def number(value) -> float:
     """A finite float, or NaN for whatever else a metric may hold."""
     ok = isinstance(value, (int, float)) and math.isfinite(value)
     return float(value) if ok else math.nan
+
+
+def percent(value) -> str:
+    return "–" if math.isnan(number(value)) else f"{100 * value:.1f}"
 
 
 def cut(text, most: int) -> str:
@@ -115,19 +120,20 @@ def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label
     """Lines over x as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
     lines = {name: thin(points) for name, points in series.items()}
     flat = [p for points in lines.values() for p in points if math.isfinite(p[1])] or [(0.0, 0.0)]
-    x0, x1 = min(x for x, _ in flat), max(x for x, _ in flat)
+    xs = [x for points in series.values() for x, _ in points] or [0.0]
+    x0, x1 = min(xs), max(xs)
     ys = ticks(min(0.0, min(y for _, y in flat)), max(y for _, y in flat))
-    left, right, top, bottom = 46, 392, 46, 196
+    left, right, top, bottom = 50, 392, 46, 196
     at = lambda x: left + (right - left) * ((x - x0) / (x1 - x0) if x1 > x0 else 0.5)   # noqa: E731
     up = lambda y: bottom - (bottom - top) * (y - ys[0]) / (ys[-1] - ys[0])             # noqa: E731
-    out = ['<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 226" role="img" font-size="11.5" '
+    out = ['<svg class="chart" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 400 230" role="img" font-size="11.5" '
            f'font-family="system-ui,sans-serif" fill="currentColor" aria-label="{h(title)}">'
            "<style>.chart{color:#333}@media(prefers-color-scheme:dark){.chart{color:#ccc}}</style>"
            f'<text x="2" y="13" font-size="13" font-weight="600">{h(title)}</text>'
            f'<text x="{right}" y="13" text-anchor="end" opacity=".65">{h(y_label)}</text>']
     for y in ys:
         out.append(f'<path d="M{left} {up(y):.1f}H{right}" stroke="currentColor" opacity="{".5" if y == 0 else ".14"}"/>'
-                   f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end" opacity=".75">{y:.4g}</text>')
+                   f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end" opacity=".75">{f"{y:.4g}".replace("e-0", "e-")}</text>')
     for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or x1 - x0 < 2)]:
         out.append(f'<path d="M{at(x):.1f} {bottom}v4" stroke="currentColor" opacity=".5"/><text x="{at(x):.1f}" '
                    f'y="{bottom + 17}" text-anchor="middle" opacity=".75">{x:.6g}</text>')

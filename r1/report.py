@@ -12,24 +12,27 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
-from r1.page import CONTROL, STYLE, cut, details, facts, h, html_table, is_right, line_chart, number, parts_of, sample_html
+from r1.page import (CONTROL, STYLE, cut, details, facts, h, html_table, is_right, line_chart, number, parts_of, percent,
+                     sample_html)
 
 # AIME 2024 pass@1 of the paper's checkpoints (R1 v1 figure 2 and tables 2 and 6, v2 table 3).
-PAPER = {"base": "15.6, R1-Zero's first step", "zero": "71.0 (v1), 77.9 (v2); cons@64 86.7", "dev1": "59.0", "dev2": "74.0",
-         "dev3": "78.1", "r1": "79.8", "student": "72.6, Distill-Qwen-32B", "student_rl": "47.0, Qwen-32B-Zero"}
-PAPER_NOTE = ("The paper column is AIME 2024 pass@1 of the paper's checkpoint in the same role (671B parameters, the "
-              "students 32B): another model on another task, there for orientation. Only the order of rows compares.")
-ROLE = {"base": "pretrained", "zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on R1-Zero's traces",
+PAPER = {"base": "15.6", "zero": "71.0 / 77.9", "dev1": "59.0", "dev2": "74.0", "dev3": "78.1", "r1": "79.8",
+         "student": "72.6", "student_rl": "47.0"}
+PAPER_NOTE = ("The last column, for orientation only, is AIME 2024 pass@1 of the paper's checkpoint in that role: another model, "
+              "another task. R1-Zero starts at 15.6 and ends at 71.0 (paper v1) or 77.9 (v2), 86.7 by majority of 64; "
+              "the students are Distill-Qwen-32B and Qwen-32B-Zero.")
+ROLE = {"zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on R1-Zero's traces",
         "dev2": "RL with the language reward", "dev3": "base again: SFT on the curated set", "r1": "RL on all scenarios",
-        "student_base": "small, pretrained", "student": "small, distilled", "student_rl": "small, RL straight on it"}
+        "student": "the small model: distillation instead of RL straight on it"}
 STEPS = [("base", "zero"), ("base", "dev1"), ("dev1", "dev2"), ("dev2", "dev3"), ("dev3", "r1"), ("student_rl", "student")]
 CHARTS = [("Reward parts", "share", {"accuracy": "accuracy", "format": "format", "language": "language"}),
           ("Length", "tokens", {"length": "all", "length_right": "right", "length_wrong": "wrong"}),
           ("Entropy", "nats per token", {"entropy": "entropy"}), ("KL to the reference", "nats per token", {"kl": "KL"}),
           ("Sampler against trainer", "|Δ log p|", {"gap": "gap"}),
           ("Nothing to learn, or cut off", "share", {"flat_groups": "flat groups", "truncated": "truncated"}),
-          ("Gradient norm", "", {"grad_norm": "gradient norm"}), ("Loss", "nats per token", {"loss": "loss"})]
+          ("Loss", "nats per token", {"loss": "loss"}), ("Gradient norm", "", {"grad_norm": "gradient norm"})]
 COUNTS = ("problems", "sampled", "right", "readable_right", "kept", "others")
+COUNTS_HEAD = ["stage", "sampled from", *(c.replace("_", " and ") for c in COUNTS)]
 SAMPLE_BYTES = 1_000_000                                                  # of all samples in the page together
 
 
@@ -82,14 +85,10 @@ def read_run(root: Path) -> dict:
         for key in ("done", "eval"):
             stage[key] = load_json(root / name / f"{key}.json") or stage.get(key) or {}
         stages.append(stage)
-    return {**run, "stages": stages}
+    return {**run, "title": f"r1 report: {root.resolve().name}", "stages": stages}
 
 
 # Tables
-
-def percent(value) -> str:
-    return "–" if math.isnan(number(value)) else f"{100 * value:.1f}"
-
 
 def domains(stage: dict) -> dict[str, dict]:
     """The parts of an evaluation that hold figures."""
@@ -134,7 +133,7 @@ def stage_table(results: dict) -> str:
                 f = figures(domains(s).get(name, {}), s["eval"].get("k"))
                 row += [f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5]]
             rows.append([*row, minutes(s), PAPER.get(s["name"], "")])
-    return markdown_table([*head, "minutes", "paper: AIME 2024"], rows)
+    return markdown_table([*head, "minutes", "paper (AIME 2024)"], rows)
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -144,23 +143,22 @@ def markdown_table(head: list[str], rows: list[list[str]]) -> str:
 
 def counts_rows(root: Path, run: dict) -> list[list[str]]:
     """What each rejection sampling stage kept."""
-    found = [(s, m) for s in run["stages"] for m in read_lines(root / s["name"] / "metrics.jsonl") if "readable_right" in m]
-    return [[s["name"], s["init"], *(f"{m[c]:,}" if isinstance(m.get(c), int) else "–" for c in COUNTS)] for s, m in found]
-
-
-COUNTS_HEAD = ["stage", "sampled from", *(c.replace("_", " and ") for c in COUNTS)]
+    return [[s["name"], s["init"], *(f"{m[c]:,}" if isinstance(m.get(c), int) else "–" for c in COUNTS)]
+            for s in run["stages"] for m in read_lines(root / s["name"] / "metrics.jsonl") if "readable_right" in m]
 
 
 def headlines(run: dict) -> list[str]:
-    """What changed between checkpoints, as sentences."""
+    """What changed from checkpoint to checkpoint, one sentence each."""
     by_name, out = {s["name"]: domains(s) for s in run["stages"]}, []
     for a, b in STEPS:
-        for d in by_name.get(b, {}):
-            x, y = by_name.get(a, {}).get(d), by_name[b][d]
-            if x:
-                out.append(f"{a} → {b}, {d}: pass@1 {percent(x['pass@1'])} → {percent(y['pass@1'])}, length "
-                           f"{number(x.get('length')):.0f} → {number(y.get('length')):.0f} tokens, language "
-                           f"{percent(x.get('language'))} → {percent(y.get('language'))}")
+        parts = []
+        for d in [d for d in by_name.get(b, {}) if d in by_name.get(a, {})]:
+            x, y = by_name[a][d], by_name[b][d]
+            lengths = " → ".join(f"{number(z.get('length')):.0f}" for z in (x, y))
+            parts.append(f"{d} {percent(x['pass@1'])} → {percent(y['pass@1'])}, language {percent(x.get('language'))} → "
+                         f"{percent(y.get('language'))}, length {lengths}")
+        if parts:
+            out.append(f"{a} → {b} ({ROLE[b]}): {'; '.join(parts)}")
     return out
 
 
@@ -176,7 +174,8 @@ def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
 def charts(rows: list[dict], kind: str) -> list[str]:
     """Every chart for which a stage has figures that are not all zero."""
     out = []
-    for title, unit, keys in CHARTS[:-1] if kind == "grpo" else CHARTS[-2:]:
+    wanted = [c for c in CHARTS if c[0] != "Loss"] if kind == "grpo" else CHARTS[-2:]    # GRPO's loss says nothing
+    for title, unit, keys in wanted:
         series = {name: curve(rows, key) for key, name in keys.items()}
         series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
         if any(y and math.isfinite(y) for c in series.values() for _, y in c):
@@ -187,11 +186,11 @@ def charts(rows: list[dict], kind: str) -> list[str]:
 # Samples
 
 def evaluated(folder: Path) -> list[dict]:
-    """The first right and the first wrong sample of each task of an evaluation, the right ones first."""
-    found: dict[tuple, dict] = {}
+    """The first right and the first wrong sample of each task of an evaluation, in the order of the file."""
+    found: dict[tuple, dict[bool, dict]] = {}
     for row in read_lines(folder / "eval_samples.jsonl"):
-        found.setdefault((not is_right(row), str(row.get("domain")), str(row.get("task"))), row)
-    return [row for key, row in sorted(found.items(), key=lambda item: item[0][0])]
+        found.setdefault((str(row.get("domain")), str(row.get("task"))), {}).setdefault(is_right(row), row)
+    return [row for pair in found.values() for row in pair.values()]
 
 
 def trained(folder: Path) -> list[dict]:
@@ -207,42 +206,34 @@ def trained(folder: Path) -> list[dict]:
 
 # The two pages
 
-def title_of(root: Path) -> str:
-    return f"r1 report: {root.resolve().name}"
-
-
 def about(run: dict) -> str:
     """One line on the run: seed, machine, time, what is not finished."""
     hw = run.get("hardware") if isinstance(run.get("hardware"), dict) else {}
     seconds = [number((s["done"] or {}).get("seconds")) for s in run["stages"]]
     total = sum(x for x in seconds if math.isfinite(x))
-    facts = [f"seed {run['seed']}"] if "seed" in run else []
-    facts += [f"{hw.get('gpu') or str(hw.get('cpus', '?')) + ' CPU cores, ' + str(hw.get('threads', '?')) + ' threads'}",
-              f"PyTorch {hw.get('torch', '?')}", str(hw.get("date", ""))] if hw else []
-    facts += [f"{total / 60:.1f} minutes in all stages"] if total else []
+    said = [f"seed {run['seed']}"] if "seed" in run else []
+    cpus = f"{hw.get('cpus', '?')} CPU cores, {hw.get('threads', '?')} threads"
+    said += [str(hw.get("gpu") or cpus), f"PyTorch {hw.get('torch', '?')}", str(hw.get("date", ""))] if hw else []
+    said += [f"{total / 60:.1f} minutes in all stages"] if total else []
     open_stages = [s["name"] for s in run["stages"] if not s["done"]]
-    facts += [f"not finished: {', '.join(open_stages)}"] if open_stages else []
-    return " · ".join(f for f in facts if f) or "Nothing has been run here yet."
+    said += [f"not finished: {', '.join(open_stages)}"] if open_stages else []
+    return " · ".join(f for f in said if f) or "Nothing has been run here yet."
 
 
 def markdown(root: Path, run: dict) -> str:
-    out = [f"# {title_of(root)}", about(run)]
+    out = [f"# {run['title']}", about(run)]
     if all_domains(run):
         out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), PAPER_NOTE]
     if lines := headlines(run):
         out += ["## What changed", "\n".join(f"- {line}" for line in lines)]
     if rows := counts_rows(root, run):
         out += ["## Rejection sampling", markdown_table(COUNTS_HEAD, rows)]
-    read = {s["name"]: rows for s in run["stages"] if (rows := evaluated(root / s["name"]))}
-    wanted = [n for n in ("base", "zero", "r1") if n in read]
-    wanted = [*wanted, *(n for n in reversed(read) if n not in wanted)][:3]
-    out += ["## Samples"] if wanted else []
-    for name in wanted:
-        row = read[name][0]
-        above, below = facts(row)
+    found = {s["name"]: rows[0] for s in run["stages"] if (rows := evaluated(root / s["name"]))}
+    out += ["## Samples"] if found else []
+    for name in sorted(found, key=lambda n: n not in ("base", "zero", "r1"))[:3]:
+        row, (above, below) = found[name], facts(found[name])
         text = f"{cut(row.get('prompt', ''), 1500)}\n\n" + "\n".join(p for p in parts_of(row) if p)
-        text += f"\n\ngold: {cut(row.get('answer', ''), 400)}"
-        text = text.translate(CONTROL)
+        text = f"{text}\n\ngold: {cut(row.get('answer', ''), 400)}".translate(CONTROL)
         fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
         out += [f"**{name}**, {'right' if is_right(row) else 'wrong'}: {above} · {below}", f"{fence}text\n{text}\n{fence}"]
     return "\n\n".join(out) + "\n"
@@ -250,14 +241,15 @@ def markdown(root: Path, run: dict) -> str:
 
 def page(root: Path, run: dict) -> str:
     """The whole report as one HTML document."""
+    counts = counts_rows(root, run)
     made = [("stages", "Stages", stages_html(run)), ("zero", "R1-Zero", zero_html(root, run)),
-            ("tasks", "By task", tasks_html(run)), ("sampling", "Rejection sampling", sampling_html(root, run)),
+            ("tasks", "By task", tasks_html(run)), ("sampling", "Rejection sampling", counts and html_table(COUNTS_HEAD, counts)),
             ("curves", "Curves", curves_html(root, run)), ("samples", "Samples", samples_html(root, run))]
     made = [m for m in made if m[2]]
     links = "".join(f'<a href="#{key}">{name}</a>' for key, name, _ in made)
     body = "".join(f'<section id="{key}"><h2>{name}</h2>{text}</section>' for key, name, text in made)
     return (f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>{h(title_of(root))}</title><style>{STYLE}</style></head><body><header><h1>{h(title_of(root))}</h1>"
+            f"<title>{h(run['title'])}</title><style>{STYLE}</style></head><body><header><h1>{h(run['title'])}</h1>"
             f"<p>{h(about(run))}</p><nav>{links}</nav></header><main>{body}</main></body></html>")
 
 
@@ -266,13 +258,13 @@ def stages_html(run: dict) -> str:
     for s in run["stages"]:
         if domains(s):
             cells = [c for name in names for c in figures(domains(s).get(name, {}), s["eval"].get("k"))]
-            rows.append([s["name"], ROLE.get(s["name"], s["kind"]), *cells, minutes(s), PAPER.get(s["name"], "")])
+            rows.append([s["name"], *cells, minutes(s), PAPER.get(s["name"], "")])
     if not rows:
         return ""
-    head = ["stage", "what it is"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names)
-    groups = '<tr><th colspan="2"></th>' + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th colspan="2"></th></tr>'
+    head = ["stage"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names)
+    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th colspan="2"></th></tr>'
     changes = "".join(f"<li>{h(line)}</li>" for line in headlines(run))
-    return (html_table([*head, "minutes", "paper: AIME 2024"], rows, groups, tuple(range(2, 2 + 6 * len(names), 6)))
+    return (html_table([*head, "minutes", "paper (AIME 2024)"], rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
             + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(k)} samples per problem, ± its standard '
             f"error over problems. {h(PAPER_NOTE)}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
 
@@ -282,8 +274,9 @@ def zero_html(root: Path, run: dict) -> str:
     rows = list(read_lines(root / "zero" / "metrics.jsonl"))
     if not any("accuracy" in m for m in rows):
         return ""
-    one = line_chart({"accuracy": curve(rows, "accuracy")}, "Accuracy", "share of right samples")
-    return f'<div class="pair">{one}{line_chart({"length": curve(rows, "length")}, "Mean response length", "tokens")}</div>'
+    accuracy = line_chart({"accuracy": curve(rows, "accuracy")}, "Accuracy", "share of right samples")
+    length = line_chart({"length": curve(rows, "length")}, "Mean response length", "tokens")
+    return f'<div class="pair">{accuracy}{length}</div>'
 
 
 def tasks_html(run: dict) -> str:
@@ -293,9 +286,10 @@ def tasks_html(run: dict) -> str:
     for s in run["stages"]:
         rows, k = [], s["eval"].get("k")
         for name, domain in domains(s).items():
-            for part, word in (("by_task", "{}"), ("by_level", "{}"), ("by_lang", "in {}")):
+            for part in ("by_task", "by_level", "by_lang"):
                 for key, row in (domain.get(part) or {}).items():
-                    label = f"{name}: {word.format(key.replace(':', ', level '))}"
+                    words = {"by_task": key, "by_level": ", level ".join(key.rsplit(":", 1)), "by_lang": f"in {key}"}
+                    label = f"{name}: {words[part]}"
                     table.setdefault(label, {})[s["name"]] = percent(row.get("pass@1"))
                     rows.append([label, str(row.get("problems", "–")), *figures(row, k), percent(row.get("truncated"))])
         if rows:
@@ -307,18 +301,14 @@ def tasks_html(run: dict) -> str:
     return html_table(["pass@1", *names], both, bars=tuple(range(1, len(names) + 1))) + "".join(every)
 
 
-def sampling_html(root: Path, run: dict) -> str:
-    rows = counts_rows(root, run)
-    return html_table(COUNTS_HEAD, rows) if rows else ""
-
-
 def curves_html(root: Path, run: dict) -> str:
     out = []
     for s in run["stages"]:
-        rows = [] if s["kind"] == "reject" else list(read_lines(root / s["name"] / "metrics.jsonl"))
+        rows = list(read_lines(root / s["name"] / "metrics.jsonl"))
         drawn = charts(rows, "grpo" if any("accuracy" in m for m in rows) else "")
         if drawn:
-            words = f"{s['kind']}{' from ' + s['init'] if s['init'] else ''}, {len(rows)} steps, {minutes(s)} minutes"
+            words = f"{s['kind']}{' from ' + s['init'] if s['init'] else ''}, {len(rows)} steps"
+            words += f", {minutes(s)} minutes" if s["done"] else ", not finished"
             out.append(f'<h3>{h(s["name"])} <small>{h(words)}</small></h3><div class="charts">{"".join(drawn)}</div>')
     return "".join(out)
 
@@ -327,13 +317,13 @@ def samples_html(root: Path, run: dict) -> str:
     """Samples of each stage, within a budget of bytes."""
     out, budget = [], SAMPLE_BYTES // max(1, len(run["stages"]))
     for s in run["stages"]:
-        left = budget
-        folder = root / s["name"]
-        for words, rows in (("evaluation", evaluated(folder)), ("training, first and last steps", trained(folder))):
+        left, folder = budget, root / s["name"]
+        stage_words = "kept" if s["kind"] == "reject" else "training, first and last steps"
+        for words, rows in (("evaluation", evaluated(folder)), (stage_words, trained(folder))):
             cards = []
             for card in map(sample_html, rows):
                 left -= len(card.encode("utf-8", "replace"))
                 cards += [card] if left > 0 else []
             if cards:
-                out.append(details(f"{s['name']}: {words}", "".join(cards)))
+                out.append(details(f"{s['name']}: {words}", f'<div class="cards">{"".join(cards)}</div>'))
     return "".join(out)
