@@ -182,8 +182,9 @@ class Transformer(nn.Module):
         """Final hidden states (B, T, C) of `ids` (B, T); with a cache, ids continue what it holds."""
         T = ids.shape[1]
         past = cache.length if cache is not None else 0
-        if past + T > self.cfg.max_position_embeddings:
-            raise ValueError(f"{past + T} positions, but the model was made for {self.cfg.max_position_embeddings}")
+        last = past + T - (int(cache.start.min()) if cache is not None else 0)         # positions of the longest row
+        if last > self.cfg.max_position_embeddings:
+            raise ValueError(f"{last} positions, but the model was made for {self.cfg.max_position_embeddings}")
         column = torch.arange(past, past + T, device=ids.device)                        # (T,)
         pos, mask = column[None], None                                                  # (1, T)
         if cache is not None:

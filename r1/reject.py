@@ -33,9 +33,9 @@ def reject(cfg: Reject, folder: Folder) -> None:
     counts["readable_right"] = sum(good(s) for g in groups for s in g)
     rows = [row(s.problem, readable(s)) for s in kept]
     counts["kept"] = len(rows)
+    rows += [row(p, direct(p)) for p in other_domains(cfg, folder)]
     if not rows:
         raise UserError(f"{cfg.name}: none of {counts['sampled']} completions was right and readable; train {cfg.init!r} longer")
-    rows += [row(p, direct(p)) for p in other_domains(cfg, folder)]
     counts["others"] = len(rows) - counts["kept"]
     write_jsonl(folder.path / "examples.jsonl", rows)
     folder.log(step=0, **counts, **seconds)

@@ -47,9 +47,9 @@ def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     logits = truncate(logits.float() / s.temperature, s)
     logp = torch.log_softmax(logits, dim=-1)                                   # (N, V)
     cdf = logp.double().exp().cumsum(dim=-1)
-    token = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(-1)
-    token = token.clamp(max=logits.shape[-1] - 1)
-    return token, logp.gather(-1, token[:, None]).squeeze(-1)
+    below = torch.nextafter(cdf[:, -1:], torch.zeros_like(cdf[:, -1:]))        # or rounding could pass the last token
+    token = torch.searchsorted(cdf, torch.minimum(u[:, None] * cdf[:, -1:], below), right=True)
+    return token.squeeze(-1), logp.gather(-1, token).squeeze(-1)
 
 
 def truncate(logits: Tensor, s: Sample) -> Tensor:
@@ -87,11 +87,13 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
     model.eval()
     per = max(1, s.max_rows // n)
     out: list[list[Rollout]] = []
-    for i in range(0, len(prompts), per):
-        chunk = slice(i, i + per)
-        out += _generate_chunk(model, prompts[chunk], n, s, seed, frozenset(eos), limits[chunk], stop,
-                               on_token and (lambda q, g, t, i=i: on_token(i + q, g, t)), on_rows)
-    model.train(was_training)
+    try:
+        for i in range(0, len(prompts), per):
+            chunk = slice(i, i + per)
+            out += _generate_chunk(model, prompts[chunk], n, s, seed, frozenset(eos), limits[chunk], stop,
+                                   on_token and (lambda q, g, t, i=i: on_token(i + q, g, t)), on_rows)
+    finally:
+        model.train(was_training)
     return out
 
 
@@ -118,10 +120,11 @@ def _generate_chunk(model, prompts, n, s, seed, eos, limits, stop, on_token, on_
     keep = limit > 0
     cache, logits = _prefill(model, prompts, n, int(limit.max()))
     for t in range(int(limit.max())):
-        if not keep.all():                                # finished rows leave once a quarter of them has
+        if not keep.all():                                # finished rows leave once a quarter has, or one fills the context
             if not keep.any():
                 break
-            if t == 0 or keep.sum() <= 0.75 * len(keep):
+            full = cache.length - int(cache.start.min()) >= model.cfg.max_position_embeddings
+            if t == 0 or full or keep.sum() <= 0.75 * len(keep):
                 rows = torch.from_numpy(np.flatnonzero(keep)).to(device)
                 cache, logits = cache.select(rows), logits[rows]
                 live, keep = live[keep], keep[keep]

@@ -89,7 +89,8 @@ class Tokenizer:
         if template is None:
             return self
         head, tail = template.split("{prompt}", 1)
-        source = f"{{{{ {json.dumps(head)} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {json.dumps(tail)} }}}}"
+        text = lambda s: json.dumps(s, ensure_ascii=False)  # noqa: E731  (Jinja knows no surrogate pairs)
+        source = f"{{{{ {text(head)} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {text(tail)} }}}}"
         return Tokenizer(self.core, {**self.config, "chat_template": source})
 
     def save(self, path: str | Path) -> None:
