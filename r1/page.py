@@ -13,7 +13,7 @@ STYLE = """
 :root{color-scheme:light dark;--ink:#222;--soft:#6d6a64;--line:#ddd9cf;--paper:#fbfaf7;--card:#fff;--bar:#d5e3f2;
 --right:#2c7a4b;--wrong:#b0432f}
 @media(prefers-color-scheme:dark){:root{--ink:#e4e1da;--soft:#9b978f;--line:#3a3a3d;--paper:#18181a;--card:#202023;
---bar:#26415d;--right:#6cc093;--wrong:#e58a77}}
+--bar:#22374c;--right:#6cc093;--wrong:#e58a77}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 Charter,"Iowan Old Style",Palatino,Georgia,serif}
 body>header,main{max-width:1260px;margin:0 auto;padding:0 24px}
@@ -99,10 +99,11 @@ def is_right(row: dict) -> bool:
 def facts(row: dict) -> tuple[str, str]:
     """What is said above and below a sample."""
     above = [f"step {row['step']}"] if "step" in row else [str(row["domain"])] if "domain" in row else []
-    above += [str(row.get("task", "")), f"level {row.get('level', 0)}", f"{row.get('length', '–')} tokens"]
+    above += [str(row.get("task", ""))] + ([f"level {row['level']}"] if row.get("level") else [])
+    above += [str(row.get("lang", "")), f"{row.get('length', '–')} tokens"]
     above += ["cut off"] if row.get("finish") == "length" else []
     parts = row["parts"] if isinstance(row.get("parts"), dict) else {}
-    below = [f"{name} {number(value):g}" for name, value in parts.items()] + [f"reason: {row.get('reason', '–')}"]
+    below = [f"{name} {number(value):.3g}" for name, value in parts.items()] + [f"reason: {row.get('reason', '–')}"]
     return " · ".join(above), " · ".join(below + ([f"advantage {row['advantage']}"] if "advantage" in row else []))
 
 
@@ -134,7 +135,8 @@ def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label
     for y in ys:
         out.append(f'<path d="M{left} {up(y):.1f}H{right}" stroke="currentColor" opacity="{".5" if y == 0 else ".14"}"/>'
                    f'<text x="{left - 6}" y="{up(y) + 4:.1f}" text-anchor="end" opacity=".75">{f"{y:.4g}".replace("e-0", "e-")}</text>')
-    for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or x1 - x0 < 2)]:
+    whole = all(x == int(x) for x in xs)                                 # half a step is no place for a tick
+    for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or not whole)]:
         out.append(f'<path d="M{at(x):.1f} {bottom}v4" stroke="currentColor" opacity=".5"/><text x="{at(x):.1f}" '
                    f'y="{bottom + 17}" text-anchor="middle" opacity=".75">{x:.6g}</text>')
     out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">{h(x_label)}</text>')

@@ -172,13 +172,12 @@ def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
 
 
 def charts(rows: list[dict], kind: str) -> list[str]:
-    """Every chart for which a stage has figures that are not all zero."""
+    """Every chart for which a stage has figures; KL stays 0 where there is no reference."""
     out = []
-    wanted = [c for c in CHARTS if c[0] != "Loss"] if kind == "grpo" else CHARTS[-2:]    # GRPO's loss says nothing
-    for title, unit, keys in wanted:
+    for title, unit, keys in [c for c in CHARTS if c[0] != "Loss"] if kind == "grpo" else CHARTS[-2:]:
         series = {name: curve(rows, key) for key, name in keys.items()}
         series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
-        if any(y and math.isfinite(y) for c in series.values() for _, y in c):
+        if series and ("kl" not in keys or any(number(m.get("kl")) > 0 for m in rows)):
             out.append(line_chart(series, title, unit))
     return out
 
@@ -288,6 +287,8 @@ def tasks_html(run: dict) -> str:
         for name, domain in domains(s).items():
             for part in ("by_task", "by_level", "by_lang"):
                 for key, row in (domain.get(part) or {}).items():
+                    if part == "by_level" and key.endswith(":0"):        # ungraded: the row of its task again
+                        continue
                     words = {"by_task": key, "by_level": ", level ".join(key.rsplit(":", 1)), "by_lang": f"in {key}"}
                     label = f"{name}: {words[part]}"
                     table.setdefault(label, {})[s["name"]] = percent(row.get("pass@1"))
