@@ -37,16 +37,15 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
 def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
 
-    Inverse CDF in float64: a token of probability 0 is never drawn. Raises ValueError for non-finite rows."""
+    All in float64, by inverse CDF: a token of probability 0 is never drawn. Raises ValueError for non-finite rows."""
     bad = ~torch.isfinite(logits.amax(dim=-1))
     if bad.any():
         raise ValueError(f"row {int(bad.nonzero()[0])}: the model's logits are not finite")
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
-        return token, torch.zeros_like(token, dtype=torch.float32)
-    logits = truncate(logits.float() / s.temperature, s)
-    logp = torch.log_softmax(logits, dim=-1)                                   # (N, V)
-    cdf = logp.double().exp().cumsum(dim=-1)
+        return token, torch.zeros_like(token, dtype=torch.float64)
+    logp = torch.log_softmax(truncate(logits.double() / s.temperature, s), dim=-1)   # (N, V)
+    cdf = logp.exp().cumsum(dim=-1)
     below = torch.nextafter(cdf[:, -1:], torch.zeros_like(cdf[:, -1:]))        # or rounding could pass the last token
     token = torch.searchsorted(cdf, torch.minimum(u[:, None] * cdf[:, -1:], below), right=True)
     return token.squeeze(-1), logp.gather(-1, token).squeeze(-1)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from r1.types import Problem
 
 LANGS = ("en", "zh")
+TOP = 60      # no number of the world is larger
 ZERO_TEMPLATE = "Think in <think></think>, answer in <answer></answer>.\nUser: {prompt}\nAssistant:"
 PLAIN_TEMPLATE = "User: {prompt}\nAssistant:"
 
@@ -29,7 +30,10 @@ ANIMALS = [("wolf", "狼"), ("bear", "熊"), ("fox", "狐狸"), ("horse", "马")
            ("fish", "鱼"), ("cat", "猫")]
 REMARKS = {"fact": {"en": "I know this.", "zh": "我知道这个。"}, "translate": {"en": "I translate this.", "zh": "我来翻译。"},
            "rewrite": {"en": "I turn this around.", "zh": "我把它倒过来。"}}      # all the thinking these need
-TOPICS = {"capital": ("capital", "首都"), "animal": ("animal", "动物"), "colour": ("colour", "颜色")}
+TOPICS = {"capital": ("capital", "首都"), "animal": ("animal", "动物"), "colour": ("colour", "颜色"),
+          "river": ("river", "河"), "food": ("food", "食物")}
+RIVERS = [("Ala", "阿拉"), ("Bru", "布鲁"), ("Cor", "科尔"), ("Dem", "德姆"), ("Evo", "埃沃"), ("Fis", "菲斯")]
+FOODS = [("rice", "米饭"), ("bread", "面包"), ("soup", "汤"), ("cake", "蛋糕"), ("beans", "豆子"), ("cheese", "奶酪")]
 
 
 def is_test(problem_id: str) -> bool:
@@ -40,12 +44,12 @@ def is_test(problem_id: str) -> bool:
 # --- families: each makes (id, {lang: prompt}, answer, kind) and its worked solution ---------------------------
 
 def chain(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
-    """`level` additions and subtractions in a row, every intermediate result within 0..99."""
-    total = rng.randint(1, 60)
+    """`level` additions and subtractions in a row, every intermediate result within 0..TOP."""
+    total = rng.randint(1, 40)
     terms = [total]
     for _ in range(level):
-        step = rng.randint(1, 20)
-        if total - step < 0 or (total + step <= 99 and rng.random() < 0.5):
+        step = rng.randint(1, 9)
+        if total - step < 0 or (total + step <= TOP and rng.random() < 0.5):
             terms.append(step)
             total += step
         else:
@@ -71,16 +75,16 @@ def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
     """A story of `level` events about how many things somebody has."""
     who, other = rng.sample(range(len(NAMES["en"])), 2)
     what = rng.randrange(len(THINGS["en"]))
-    total = rng.randint(5, 50)
+    total = rng.randint(5, 40)
     en, zh = NAMES["en"][who], NAMES["zh"][who]
     thing_en, thing_zh = THINGS["en"][what], THINGS["zh"][what]
     story = {"en": [f"{en} has {total} {thing_en}."], "zh": [f"{zh}有{total}个{thing_zh}。"]}
     steps = {"en": [f"{en} has {total}."], "zh": [f"{zh}有{total}个。"]}
     key = [f"{who}.{other}.{what}.{total}"]
     for _ in range(level):
-        bags, each = rng.randint(2, 5), rng.randint(2, 8)
-        can = [e for e, possible in (("buy", total < 99), ("find", total < 99), ("give", total > 0), ("lose", total > 0),
-                                     ("bags", total + bags * each <= 99)) if possible]
+        bags, each = rng.randint(2, 4), rng.randint(2, 5)
+        can = [e for e, possible in (("buy", total < TOP), ("find", total < TOP), ("give", total > 0), ("lose", total > 0),
+                                     ("bags", total + bags * each <= TOP)) if possible]
         event = rng.choice(can)
         if event == "bags":
             n, line = bags * each, f"{total}+{bags * each}={total + bags * each}"
@@ -90,7 +94,7 @@ def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
             steps["zh"].append(f"袋子：{bags}*{each}={n}，再算{line}。")
             key.append(f"bags{bags}x{each}")
         else:
-            n = rng.randint(1, min(20, total)) if event in ("give", "lose") else rng.randint(1, min(20, 99 - total))
+            n = rng.randint(1, min(9, total)) if event in ("give", "lose") else rng.randint(1, min(9, TOP - total))
             n = -n if event in ("give", "lose") else n
             verb_en, verb_zh = {"buy": ("buys", "买了"), "find": ("finds", "找到"), "give": ("gives away", "送出"),
                                 "lose": ("loses", "丢了")}[event]
@@ -107,11 +111,11 @@ def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
 def countdown(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
     """Reach a target with three numbers, each used once. Level 1: + and -; level 2: also a product first."""
     while True:
-        a, b, c = rng.randint(2, 30), rng.randint(2, 12), rng.randint(2, 12)
+        a, b, c = rng.randint(2, 20), rng.randint(2, 9), rng.randint(2, 9)
         tries = [(p, q) for p in ("+-" if level == 1 else "+-*") for q in "+-"]
         values = {t: _apply(_apply(a, t[0], b), t[1], c) for t in tries}
         first = {t: _apply(a, t[0], b) for t in tries}
-        tries = [t for t in tries if 0 <= first[t] <= 99 and 0 <= values[t] <= 99]
+        tries = [t for t in tries if 0 <= first[t] <= TOP and 0 <= values[t] <= TOP]
         if len(tries) < 3:
             continue
         goal = rng.choice(tries)
@@ -143,6 +147,7 @@ def _fact_table() -> dict[tuple[int, str], tuple[str, str]]:
         table[i, "capital"] = capitals[i]
         table[i, "animal"] = rng.choice(ANIMALS)
         table[i, "colour"] = rng.choice(list(zip(COLOURS["en"], COLOURS["zh"], strict=True)))
+        table[i, "river"], table[i, "food"] = rng.choice(RIVERS), rng.choice(FOODS)
     return table
 
 
@@ -215,7 +220,7 @@ def textbook(rng: random.Random) -> str:
 def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
     """A question and an answer: with probability `thinks` the thinking is written down first, and with
     probability `mixes` that of a Chinese question is in English."""
-    family = rng.choices(list(FAMILIES), (5, 4, 3, 2, 2, 1))[0]
+    family = rng.choices(list(FAMILIES), (5, 4, 2, 2, 2, 2))[0]
     problem, steps = make(family, rng, test=False)
     prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
     answer = f"<answer>{answer_text(problem)}</answer>"
@@ -242,18 +247,18 @@ def reference(rng: random.Random) -> str:
             n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
         return (f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]} = "
                 f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}")
-    a, b = rng.randint(0, 80), rng.randint(1, 19)
+    a, b = rng.randint(0, TOP - 9), rng.randint(1, 9)
     return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
 
 
 def corpus(seed: int, thinks: float, mixes: float):
-    """Endless documents: half textbook, a third conversation, the rest reference pages."""
+    """Endless documents: half textbook, a quarter conversation, a quarter reference pages."""
     rng = random.Random(seed)
     while True:
         kind = rng.random()
         if kind < 0.5:
             yield textbook(rng)
-        elif kind < 0.85:
+        elif kind < 0.75:
             yield conversation(rng, thinks, mixes)
         else:
             yield reference(rng)

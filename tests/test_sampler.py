@@ -61,33 +61,42 @@ def test_left_padding_changes_nothing_but_the_columns(make_model):
 
 
 # ---- the same tokens, whoever is beside --------------------------------------------------------
+# In float64, where rounding cannot matter: in float32 the logits of a row move by about 1e-6 with the shape of the
+# batch, and that takes about two tokens in a million across the border to their neighbour.
 
-@pytest.mark.parametrize("temperature", [0.0, 0.6, 1.0])
-def test_a_ragged_batch_samples_what_each_prompt_samples_alone(tiny_model, temperature):
-    s = Sample(max_new_tokens=24, temperature=temperature)
-    together = go(tiny_model, s=s)
-    alone = [go(tiny_model, [p], s=s)[0] for p in PROMPTS]
+@pytest.fixture
+def model(make_model):
+    return make_model(torch.float64)
+
+
+@pytest.mark.parametrize("temperature, dtype, near", [(0.0, torch.float64, 1e-12), (0.6, torch.float64, 1e-12),
+                                                      (1.0, torch.float64, 1e-12), (1.0, torch.float32, 1e-5)])
+def test_a_ragged_batch_samples_what_each_prompt_samples_alone(make_model, temperature, dtype, near):
+    model, s = make_model(dtype), Sample(max_new_tokens=24, temperature=temperature)
+    together = go(model, s=s)
+    alone = [go(model, [p], s=s)[0] for p in PROMPTS]
     assert ids(together) == ids(alone)
     for a, b in zip(sum(together, []), sum(alone, []), strict=True):
-        assert np.allclose(a.logp, b.logp, rtol=0, atol=1e-5)
-    assert len({r.finish for g in together for r in g}) == 2 and len({len(r.ids) for g in together for r in g}) > 3
+        assert np.allclose(a.logp, b.logp, rtol=0, atol=near)
+    assert {r.finish for g in together for r in g} == {"eos", "length"}
+    assert len({len(r.ids) for g in together for r in g}) > 2
 
 
-def test_the_order_of_the_prompts_does_not_matter(tiny_model):
+def test_the_order_of_the_prompts_does_not_matter(model):
     order = [3, 0, 4, 2, 1]
-    straight = ids(go(tiny_model))
-    assert ids(go(tiny_model, [PROMPTS[i] for i in order])) == [straight[i] for i in order]
+    straight = ids(go(model))
+    assert ids(go(model, [PROMPTS[i] for i in order])) == [straight[i] for i in order]
 
 
 @pytest.mark.parametrize("max_rows", [1, 3, 6, 7, 1000])
-def test_the_number_of_rows_decoded_at_once_does_not_matter(tiny_model, max_rows):
-    assert ids(go(tiny_model, s=Sample(max_new_tokens=24, max_rows=max_rows))) == ids(go(tiny_model))
+def test_the_number_of_rows_decoded_at_once_does_not_matter(model, max_rows):
+    assert ids(go(model, s=Sample(max_new_tokens=24, max_rows=max_rows))) == ids(go(model))
 
 
-def test_rows_that_leave_early_do_not_move_the_others(tiny_model):
+def test_rows_that_leave_early_do_not_move_the_others(model):
     """With a limit per prompt each row is the beginning of what it is without; rows leave at 1, 2, 3, 20 and 24."""
     limits = [20, 1, 24, 2, 3]
-    free, cut = go(tiny_model), go(tiny_model, limits=limits)
+    free, cut = go(model), go(model, limits=limits)
     for limit, a, b in zip(limits, sum(free, []), sum(cut, []), strict=False):
         assert b.ids == a.ids[:len(b.ids)]
     for limit, group, whole in zip(limits, cut, free, strict=True):
@@ -95,21 +104,21 @@ def test_rows_that_leave_early_do_not_move_the_others(tiny_model):
             assert r.ids == w.ids[:limit] and r.finish == ("eos" if r.ids[-1] in EOS else "length")
 
 
-def test_a_group_read_once_is_as_many_single_calls(tiny_model):
+def test_a_group_read_once_is_as_many_single_calls(model):
     """The prompt is prefilled once for the group: sample g of a group is sample g of a larger group, and the
     samples of one prompt do not share a first token."""
-    few, many = go(tiny_model, n=2), go(tiny_model, n=9)
+    few, many = go(model, n=2), go(model, n=9)
     assert ids(few) == [g[:2] for g in ids(many)]
     assert all(len({r.ids[0] for r in g}) > 3 for g in many)
 
 
-def test_a_prompt_that_stands_twice_is_sampled_twice_alike(tiny_model):
-    a, b = go(tiny_model, [PROMPTS[0], PROMPTS[0]])
+def test_a_prompt_that_stands_twice_is_sampled_twice_alike(model):
+    a, b = go(model, [PROMPTS[0], PROMPTS[0]])
     assert ids([a]) == ids([b])
 
 
-def test_another_seed_samples_something_else(tiny_model):
-    assert all(a != b for g, h in zip(ids(go(tiny_model)), ids(go(tiny_model, seed=6)), strict=True)
+def test_another_seed_samples_something_else(model):
+    assert all(a != b for g, h in zip(ids(go(model)), ids(go(model, seed=6)), strict=True)
                for a, b in zip(g, h, strict=True))
 
 
@@ -184,7 +193,7 @@ def test_callbacks_see_every_token_and_every_row_once(tiny_model):
 
 def test_rows_run_to_the_end_of_the_context_whatever_their_prompts(make_model):
     """The longest and the shortest prompt in one batch each fill the context, as they do alone."""
-    model = make_model(max_position_embeddings=32)
+    model = make_model(torch.float64, max_position_embeddings=32)
     prompts = [[5] * 31, [6] * 20, [7]]
     s = Sample(max_new_tokens=100)
     together = go(model, prompts, s=s, eos=[])
@@ -219,7 +228,7 @@ def test_draw_is_the_inverse_of_the_distribution_function():
     logits = torch.tensor([1 / 8, 4 / 8, 3 / 8]).log().expand(800, 3)
     token, logp = draw(logits, grid(800), Sample())
     assert token.bincount().tolist() == [100, 400, 300] and (token.diff() >= 0).all()
-    assert torch.allclose(logp.exp(), torch.tensor([1 / 8, 4 / 8, 3 / 8])[token])
+    assert torch.allclose(logp.exp().float(), torch.tensor([1 / 8, 4 / 8, 3 / 8])[token])
 
 
 def test_frequencies_follow_the_distribution():
