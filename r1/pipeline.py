@@ -40,7 +40,7 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
                 f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
                 f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
         write_results(cfg, root)
-    write_report(root)
+        write_report(root)
     print(f"Report: {root / 'report.html'}")
 
 

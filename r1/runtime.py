@@ -48,7 +48,7 @@ class Folder:
     def log(self, **metrics) -> None:
         """Append one line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a") as f:
-            f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in metrics.items()}) + "\n")
+            f.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}) + "\n")
 
     def log_samples(self, rows: list[dict]) -> None:
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as f:
