@@ -276,6 +276,8 @@ def load_state(folder) -> tuple[int, dict[str, Tensor], dict] | None:
 
 # ---- optimiser ---------------------------------------------------------------------------------
 
+ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+
 def _parameters(optimizer, names: list[str]) -> dict[str, Tensor]:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     if len(params) != len(names) or len(set(names)) != len(names):
@@ -284,7 +286,8 @@ def _parameters(optimizer, names: list[str]) -> dict[str, Tensor]:
 
 
 def optimizer_tensors(optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's state as `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>`; names in the order of its parameters."""
+    """Adam's state as `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>` and Muon's as `momentum_buffer.<name>`;
+    names in the order of the optimiser's parameters."""
     return {f"{key}.{name}": value for name, p in _parameters(optimizer, names).items()
             for key, value in optimizer.state.get(p, {}).items()}
 
@@ -293,9 +296,9 @@ def load_optimizer(optimizer, names: list[str], tensors: dict[str, Tensor]) -> N
     """Put back, exactly, what `optimizer_tensors` gave; tensors of other names are left alone."""
     state = {}
     for i, (name, p) in enumerate(_parameters(optimizer, names).items()):
-        mine = {key: tensors[f"{key}.{name}"].clone()  # a copy, because Adam writes into its state
-                for key in ("exp_avg", "exp_avg_sq", "step") if f"{key}.{name}" in tensors}
-        if len(mine) not in (0, 3) or any(mine[key].shape != p.shape for key in mine if key != "step"):
+        mine = {key: tensors[f"{key}.{name}"].clone()  # a copy, because optimisers write into their state
+                for key in (*ADAM_STATE, "momentum_buffer") if f"{key}.{name}" in tensors}
+        if tuple(mine) not in ((), ADAM_STATE, ("momentum_buffer",)) or any(mine[key].shape != p.shape for key in mine if key != "step"):
             raise UserError(f"the saved optimiser state of {name} does not fit its parameter; start the stage afresh")
         state.update({i: mine} if mine else {})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

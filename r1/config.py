@@ -33,6 +33,7 @@ class Optim:
     """How weights are moved."""
 
     lr: float = 3e-6                   # peak
+    muon_lr: float = 0.0               # peak of Muon for the matrices inside the blocks; 0: AdamW for all
     schedule: str = "constant"         # "constant" or "cosine"
     final: float = 0.1                 # cosine: last rate, as a share of the peak
     warmup: int = 0                    # steps

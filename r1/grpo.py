@@ -46,7 +46,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     check_weights(cfg.reward, bool(cfg.reward_function))
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
     o = cfg.optim
-    optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay)
+    optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     done, kept = folder.resume(policy, optimizer)
     if reference and kept:
         reference.load_state_dict(kept, strict=False)

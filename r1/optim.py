@@ -22,11 +22,39 @@ def lr_at(step: int, steps: int, peak: float, warmup: int, final: float, schedul
     return peak * (final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, done))))
 
 
-def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float) -> torch.optim.AdamW:
-    """AdamW in fp32; weight decay on matrices only."""
-    groups = [{"params": [p for p in model.parameters() if p.requires_grad and p.dim() > 1], "weight_decay": weight_decay},
-              {"params": [p for p in model.parameters() if p.requires_grad and p.dim() <= 1], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float,
+                   muon_lr: float = 0.0) -> torch.optim.Optimizer | Pair:
+    """AdamW in fp32, weight decay on matrices only. With `muon_lr` the matrices inside the blocks are moved by
+    Muon at that rate instead (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)."""
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+    hidden = [p for n, p in named if muon_lr and p.dim() == 2 and n.startswith("layers.")]
+    taken = {id(p) for p in hidden}
+    groups = [{"params": [p for _, p in named if id(p) not in taken and p.dim() > 1], "weight_decay": weight_decay},
+              {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
+    if not hidden:
+        return adamw
+    muon = torch.optim.Muon([{"params": hidden, "scale": muon_lr / lr}], lr=muon_lr, weight_decay=weight_decay)
+    return Pair(muon, adamw)
+
+
+class Pair:
+    """Two optimisers of disjoint parameters, stepped together."""
+
+    def __init__(self, *parts: torch.optim.Optimizer):
+        self.parts = parts
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return [g for o in self.parts for g in o.param_groups]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for o in self.parts:
+            o.zero_grad(set_to_none)
+
+    def step(self) -> None:
+        for o in self.parts:
+            o.step()
 
 
 def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -38,7 +66,7 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), logits.detach()
 
 
-def optimise(model: nn.Module, optimizer: torch.optim.Optimizer, examples: list[Example],
+def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Pair, examples: list[Example],
              loss_fn: Callable[[Batch], tuple[Tensor, dict]], lr: float, micro_tokens: int, clip: float) -> dict:
     """One step on `examples`, whose weights `w` already sum over all of them. Returns loss, grad_norm and the
     sums that `loss_fn` returned, added over micro-batches. A step with a non-finite gradient is skipped."""
@@ -54,6 +82,6 @@ def optimise(model: nn.Module, optimizer: torch.optim.Optimizer, examples: list[
     skipped = not math.isfinite(norm)
     if not skipped:
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("scale", 1.0)
         optimizer.step()
     return {**totals, "grad_norm": norm, "lr": lr, "skipped": int(skipped)}

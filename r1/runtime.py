@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from r1 import checkpoint
+from r1.optim import Pair
 from r1.types import UserError
 
 
@@ -54,14 +55,14 @@ class Folder:
         with (self.path / "samples.jsonl").open("a", encoding="utf-8") as f:
             f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, more: dict[str, Tensor] = {}) -> None:
+    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | Pair, more: dict[str, Tensor] = {}) -> None:
         """State after `step` steps: weights, optimiser and `more` tensors. Random numbers derive from the step."""
-        names = [n for n, _ in model.named_parameters()]
         tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-        tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(optimizer, self._in_order(model, optimizer, names)).items()}
+        for part, names in _parts(model, optimizer):
+            tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(part, names).items()}
         checkpoint.save_state(self.path / "state", step, tensors | {f"more.{k}": v for k, v in more.items()}, {})
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Tensor]]:
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> tuple[int, dict[str, Tensor]]:
         """Steps done and the `more` tensors of the newest whole state; (0, {}) at a fresh start.
 
         Metrics and samples are cut back to that step, so that no step stands twice."""
@@ -71,19 +72,20 @@ class Folder:
             _cut(self.path / name, step)
         if not found:
             return 0, {}
-        names = [n for n, _ in model.named_parameters()]
         with torch.no_grad():
             for n, p in model.named_parameters():
                 p.copy_(tensors[f"model.{n}"])
-        part = lambda head: {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}  # noqa: E731
-        checkpoint.load_optimizer(optimizer, self._in_order(model, optimizer, names), part("optim."))
-        return step, part("more.")
+        below = lambda head: {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}  # noqa: E731
+        for part, names in _parts(model, optimizer):
+            checkpoint.load_optimizer(part, names, below("optim."))
+        return step, below("more.")
 
-    @staticmethod
-    def _in_order(model: nn.Module, optimizer: torch.optim.Optimizer, names: list[str]) -> list[str]:
-        """Parameter names in the optimiser's own order."""
-        name_of = {id(p): n for n, p in model.named_parameters()}
-        return [name_of[id(p)] for group in optimizer.param_groups for p in group["params"]]
+
+def _parts(model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> list[tuple[torch.optim.Optimizer, list[str]]]:
+    """Each optimiser with the names of its parameters, in its own order."""
+    name_of = {id(p): n for n, p in model.named_parameters()}
+    return [(o, [name_of[id(p)] for group in o.param_groups for p in group["params"]])
+            for o in getattr(optimizer, "parts", (optimizer,))]
 
 
 def _cut(file: Path, step: int) -> None:

@@ -119,7 +119,7 @@ def _generate_chunk(model, prompts, n, s, seed, eos, limits, stop, on_token, on_
     keep = limit > 0
     cache, logits = _prefill(model, prompts, n, int(limit.max()))
     for t in range(int(limit.max())):
-        if not keep.all():                                # finished rows leave once a quarter has, or one fills the context
+        if not keep.all():                                # finished rows leave: a quarter of them, or a full one
             if not keep.any():
                 break
             full = cache.length - int(cache.start.min()) >= model.cfg.max_position_embeddings

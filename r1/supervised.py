@@ -97,7 +97,7 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
 def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, o: Optim, folder: Folder,
           save_every: int) -> None:
     """`steps` steps of masked cross-entropy on `batch(step)`; continues from the folder's last state."""
-    optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay)
+    optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     start, _ = folder.resume(model, optimizer)
     for step in range(start):
         batch(step)                       # a stream is wound on to where it was
