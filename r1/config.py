@@ -61,7 +61,7 @@ class Pretrain(Stage):
     model: dict[str, Any] = field(default_factory=dict)     # fields of r1.model.ModelConfig
     vocab_size: int = 768              # of the tokenizer trained first; with `init`, its tokenizer is taken
     thinks: float = 0.1                # share of the corpus's conversations that think before they answer
-    mixes: float = 0.4                 # share of Chinese thinking that is written in English
+    mixes: float = 0.3                 # share of solutions to Chinese problems in English; of the reverse, a quarter of it
     steps: int = 1000
     rows: int = 32                     # per step
     row_tokens: int = 192

@@ -1,8 +1,8 @@
 """The tiny world: problem families with graded difficulty in two languages, and the corpus of its base model.
 
 An honest small world: the base is an ordinary language model of this corpus. Textbooks show worked
-solutions; people in conversations mostly answer at once and only rarely think first, and where they
-think about a Chinese question they often think in English. What training makes of that is measured.
+solutions; people in conversations mostly answer at once and only rarely think first. Solutions are not
+always in the language of their question. What training makes of that is measured.
 """
 from __future__ import annotations
 
@@ -209,24 +209,30 @@ def answer_text(problem: Problem) -> str:
 
 # --- the corpus of the base model ------------------------------------------------------------------------------
 
-def textbook(rng: random.Random) -> str:
+def textbook(rng: random.Random, mixes: float) -> str:
     """A worked solution as a book prints it."""
     problem, steps = make(rng.choices(REASONING, (4, 3, 3))[0], rng, test=False)
+    solution = steps[written_in(rng, problem.lang, mixes)]
     if problem.lang == "en":
-        return f"Problem. {problem.prompt}\nSolution. {steps['en']} The answer is {answer_text(problem)}."
-    return f"题目。{problem.prompt}\n解答。{steps['zh']}答案是{answer_text(problem)}。"
+        return f"Problem. {problem.prompt}\nSolution. {solution} The answer is {answer_text(problem)}."
+    return f"题目。{problem.prompt}\n解答。{solution}答案是{answer_text(problem)}。"
+
+
+def written_in(rng: random.Random, lang: str, mixes: float) -> str:
+    """The language of a solution: not always the question's. English is the more common one, as on the web."""
+    if rng.random() < (mixes if lang == "zh" else mixes / 4):
+        return "en" if lang == "zh" else "zh"
+    return lang
 
 
 def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
-    """A question and an answer: with probability `thinks` the thinking is written down first, and with
-    probability `mixes` that of a Chinese question is in English."""
+    """A question and an answer; with probability `thinks` the thinking is written down first."""
     family = rng.choices(list(FAMILIES), (5, 4, 2, 2, 2, 2))[0]
     problem, steps = make(family, rng, test=False)
     prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
     answer = f"<answer>{answer_text(problem)}</answer>"
     if family in REASONING and rng.random() < thinks:
-        lang = "en" if problem.lang == "zh" and rng.random() < mixes else problem.lang
-        return f"{prompt}<think>{steps[lang]}</think>{answer}"
+        return f"{prompt}<think>{steps[written_in(rng, problem.lang, mixes)]}</think>{answer}"
     return prompt + answer
 
 
@@ -257,7 +263,7 @@ def corpus(seed: int, thinks: float, mixes: float):
     while True:
         kind = rng.random()
         if kind < 0.5:
-            yield textbook(rng)
+            yield textbook(rng, mixes)
         elif kind < 0.75:
             yield conversation(rng, thinks, mixes)
         else:

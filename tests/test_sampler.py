@@ -282,7 +282,8 @@ def plain_truncation(logits, top_k, top_p):
     return {i: math.exp(logits[i]) / total for i in kept}
 
 
-@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (0, 0.1), (0, 1e-9), (0, 0.999), (1, 1.0), (5, 1.0), (5, 0.6), (99, 1.0)])
+@pytest.mark.parametrize("top_k, top_p", [(0, 0.9), (0, 0.1), (0, 1e-9), (0, 0.999), (1, 1.0), (5, 1.0), (5, 0.6),
+                                          (99, 1.0)])
 def test_top_k_and_top_p_against_a_plain_loop(top_k, top_p):
     """The smallest set of mass top_p, within the top k, its probabilities renormalised."""
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(2)) * 2
