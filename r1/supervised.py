@@ -32,7 +32,7 @@ def pretrain(cfg: Pretrain, folder: Folder) -> None:
     if cfg.init:
         tokenizer = Tokenizer.load(folder.find_model(cfg.init))
     else:
-        tokenizer = Tokenizer.train(itertools.islice(documents, 20_000), cfg.vocab_size)
+        tokenizer = Tokenizer.train(itertools.islice(documents, 10_000), cfg.vocab_size)
     try:
         shape = ModelConfig(**{"vocab_size": tokenizer.vocab_size, **cfg.model})
     except (TypeError, ValueError) as e:

@@ -1,0 +1,213 @@
+"""The whole recipe in miniature, and what a user meets: running again, stopping, changing, mistyping."""
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from r1 import config, pipeline
+from r1.types import UserError
+
+ROOT = Path(__file__).parent.parent
+MINI = """
+out: {out}
+templates: {{zero: "Think in <think></think>, answer in <answer></answer>.\\nUser: {{prompt}}\\nAssistant:"}}
+evaluate: {{domains: {{reasoning: {{chain: 1, word: 1}}, general: {{fact: 1}}}}, problems: 4, k: 2, sample: {{temperature: 0.6, top_p: 0.95, max_new_tokens: 8}}}}
+stages:
+  - name: base
+    kind: pretrain
+    vocab_size: 512
+    model: {{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, num_key_value_heads: 1}}
+    steps: 6
+    rows: 4
+    row_tokens: 64
+    save_every: 2
+    optim: {{lr: 1e-3, muon_lr: 0.02}}
+  - &rl
+    name: zero
+    kind: grpo
+    init: base
+    data: &mix {{chain: 1, word: 1}}
+    steps: 4
+    problems: 2
+    group: 3
+    save_every: 2
+    reward: {{accuracy: 1, format: 1, language: 0.5}}
+    sample: {{max_new_tokens: 8}}
+    optim: {{lr: 1e-3}}
+    kl_coef: 0.01
+    ref_every: 3
+  - {{name: cold, kind: reject, init: zero, data: *mix, problems: 4, group: 2, others: {{fact: 1}}, others_problems: 20, sample: {{max_new_tokens: 8}}}}
+  - {{name: dev1, kind: sft, init: base, data: [cold], batch: 8, save_every: 2, optim: {{lr: 1e-3}}}}
+  - {{<<: *rl, name: dev2, init: dev1, template: chat, minibatches: 2, inner_epochs: 2, steps: 2}}
+"""
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """An undisturbed miniature run."""
+    folder = tmp_path_factory.mktemp("run")
+    file = folder / "mini.yaml"
+    file.write_text(MINI.format(out=folder / "straight"))
+    pipeline.run(config.load(file))
+    return file, folder / "straight"
+
+
+def weights(root: Path) -> dict:
+    return {f"{f.parent.parent.name}/{k}": v for f in sorted(root.glob("*/model/model.safetensors")) for k, v in load_file(f).items()}
+
+
+def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120, env=env)
+
+
+def test_a_run_leaves_what_the_readme_promises(run):
+    _, out = run
+    for stage in ("base", "zero", "cold", "dev1", "dev2"):
+        assert (out / stage / "done.json").is_file() and (out / stage / "config.yaml").is_file(), stage
+        assert (out / stage / "metrics.jsonl").is_file(), stage
+    for stage in ("base", "zero", "dev1", "dev2"):
+        for file in ("model/config.json", "model/model.safetensors", "model/tokenizer.json", "model/generation_config.json", "eval.json"):
+            assert (out / stage / file).is_file(), (stage, file)
+    assert {s["name"] for s in json.loads((out / "results.json").read_text())["stages"]} == {"base", "zero", "cold", "dev1", "dev2"}
+    assert (out / "report.md").is_file() and (out / "report.html").is_file()
+    steps = [json.loads(line)["step"] for line in (out / "zero/metrics.jsonl").read_text().splitlines()]
+    assert steps == [0, 1, 2, 3]
+    assert max(json.loads(line)["gap"] for line in (out / "zero/metrics.jsonl").read_text().splitlines()) < 1e-4
+
+
+def test_running_again_does_nothing(run):
+    file, out = run
+    before = {p: p.stat().st_mtime_ns for p in out.glob("*/model/*")}
+    pipeline.run(config.load(file))
+    assert {p: p.stat().st_mtime_ns for p in out.glob("*/model/*")} == before
+
+
+def test_a_changed_config_is_refused_by_the_names_of_its_keys(run):
+    file, out = run
+    with pytest.raises(UserError, match=r"optim\.lr"):
+        pipeline.run(config.load(file, ["zero.optim.lr=2e-3"]))
+    pipeline.run(config.load(file, ["zero.save_every=1"]))      # costs nothing of the result: allowed
+
+
+@pytest.mark.parametrize("stage, fails_at", [("base", 5), ("zero", 3), ("dev1", 4)])
+def test_a_stage_that_was_broken_off_continues_to_the_same_bits(run, tmp_path, monkeypatch, stage, fails_at):
+    """Broken off after `fails_at` optimiser steps, between two saved states."""
+    _, straight = run
+    file = tmp_path / "mini.yaml"
+    file.write_text(MINI.format(out=tmp_path / "broken"))
+    from r1 import grpo, supervised
+    count, whole = 0, supervised.optimise
+
+    def breaking(*args, **kw):
+        nonlocal count
+        if stage_now[0] == stage:
+            count += 1
+            if count == fails_at:
+                raise KeyboardInterrupt
+        return whole(*args, **kw)
+
+    stage_now = [""]
+    run_stage = pipeline.run_stage
+    monkeypatch.setattr(pipeline, "run_stage", lambda s, f: (stage_now.__setitem__(0, s.name), run_stage(s, f)))
+    monkeypatch.setattr(supervised, "optimise", breaking)
+    monkeypatch.setattr(grpo, "optimise", breaking)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run(config.load(file))
+    pipeline.run(config.load(file))
+    a, b = weights(straight), weights(tmp_path / "broken")
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+    lines = lambda root: [json.loads(x)["loss"] for x in (root / stage / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
+    assert lines(straight) == lines(tmp_path / "broken")
+
+
+def test_ctrl_c_is_a_sentence_and_the_run_continues(tmp_path):
+    file = tmp_path / "mini.yaml"
+    file.write_text(MINI.format(out=tmp_path / "out").replace("steps: 6", "steps: 2000"))
+    p = subprocess.Popen([sys.executable, "train.py", str(file)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+    metrics = tmp_path / "out/base/metrics.jsonl"
+    deadline = time.time() + 60
+    while time.time() < deadline and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 4):
+        time.sleep(0.05)
+    p.send_signal(signal.SIGINT)
+    _, err = p.communicate(timeout=30)
+    assert p.returncode == 130 and "the same command continues" in err and "Traceback" not in err
+    assert list((tmp_path / "out/base/state").glob("step-*"))
+
+
+BAD = [
+    ("no such config", lambda d: ["train.py", "configs/tny.yaml"], "did you mean"),
+    ("unknown key", lambda d: ["train.py", "configs/tiny.yaml", "zero.stepz=3"], "did you mean 'steps'"),
+    ("wrong type", lambda d: ["train.py", "configs/tiny.yaml", "zero.steps=many"], "whole number"),
+    ("unknown stage", lambda d: ["train.py", "configs/tiny.yaml", f"out={d}/o", "--only", "zeero"], "no stage"),
+    ("unknown source", lambda d: ["train.py", d / "rl.yaml", "zero.data={chian: 1}"], "unknown data source"),
+    ("missing data", lambda d: ["train.py", d / "rl.yaml", "zero.data={'jsonl:nowhere.jsonl': 1}"], "no such file"),
+    ("broken line", lambda d: ["train.py", d / "rl.yaml", f"zero.data={{'jsonl:{d}/broken.jsonl': 1}}"], "broken.jsonl:2"),
+    ("empty data", lambda d: ["train.py", d / "rl.yaml", f"zero.data={{'jsonl:{d}/empty.jsonl': 1}}"], "no problems"),
+    ("long prompt", lambda d: ["train.py", d / "rl.yaml", f"zero.data={{'jsonl:{d}/long.jsonl': 1}}"], "context"),
+    ("no model", lambda d: ["train.py", d / "rl.yaml", "zero.init=nowhere"], "no such folder"),
+    ("no tokenizer", lambda d: ["train.py", d / "rl.yaml", f"zero.init={d}/notok"], "tokenizer.json"),
+    ("damaged weights", lambda d: ["train.py", d / "rl.yaml", f"zero.init={d}/damaged"], "safetensors"),
+    ("unknown architecture", lambda d: ["train.py", d / "rl.yaml", f"zero.init={d}/foreign"], "LlamaForCausalLM"),
+    ("sample: no model", lambda d: ["sample.py", "nowhere", "hello"], "nowhere"),
+    ("sample: no source", lambda d: ["sample.py", d / "model", "--data", "chian"], "unknown data source"),
+]
+
+
+@pytest.fixture(scope="module")
+def bad(run, tmp_path_factory):
+    """A folder of things that are wrong, around one good model."""
+    import shutil
+    d, model = tmp_path_factory.mktemp("bad"), run[1] / "base/model"
+    for name in ("model", "notok", "damaged", "foreign"):
+        shutil.copytree(model, d / name)
+    (d / "notok/tokenizer.json").unlink()
+    whole = (d / "damaged/model.safetensors").read_bytes()
+    (d / "damaged/model.safetensors").write_bytes(whole[:len(whole) // 2])
+    raw = json.loads((d / "foreign/config.json").read_text())
+    (d / "foreign/config.json").write_text(json.dumps({**raw, "architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}))
+    (d / "broken.jsonl").write_text('{"prompt": "1+1?", "answer": 2}\n{"prompt": \n')
+    (d / "empty.jsonl").write_text("\n")
+    (d / "long.jsonl").write_text("".join(json.dumps({"prompt": f"{i} " * 600, "answer": i}) + "\n" for i in range(60)))
+    (d / "rl.yaml").write_text(
+        f"out: {d}/out\ntemplates: {{zero: 'User: {{prompt}}'}}\nstages:\n"
+        f"  - {{name: zero, kind: grpo, init: {d}/model, data: {{chain: 1}}, steps: 1, problems: 1, group: 2, sample: {{max_new_tokens: 4}}}}\n")
+    return d
+
+
+@pytest.mark.parametrize("name, command, says", BAD, ids=[b[0] for b in BAD])
+def test_bad_input_is_one_sentence_and_exit_code_2(bad, name, command, says):
+    out = script(*map(str, command(bad)))
+    assert out.returncode == 2, out.stderr
+    said = [line for line in out.stderr.splitlines() if line.strip()]
+    assert len(said) == 1 and said[0].startswith("error: ") and says in said[0], out.stderr
+    assert not list(bad.glob("out/*/model")), "something was written"
+    import shutil
+    shutil.rmtree(bad / "out", ignore_errors=True)
+
+
+def test_help_needs_no_model_and_names_the_commands():
+    for name in ("train.py", "sample.py", "distill.py"):
+        out = script(name, "--help")
+        assert out.returncode == 0 and f"python {name}" in out.stdout
+
+
+def test_sample_and_distill_run(run, tmp_path):
+    _, root = run
+    model = str(root / "dev1/model")
+    assert script("sample.py", model, "What is 1+1?", "--max-new-tokens", "4").returncode == 0
+    voted = script("sample.py", model, "What is 1+1?", "-n", "2", "--vote", "--max-new-tokens", "4")
+    assert voted.returncode == 0 and "votes:" in voted.stdout
+    figures = tmp_path / "figures.json"
+    out = script("sample.py", model, "--data", "chain,fact", "-k", "2", "--problems", "3", "--max-new-tokens", "4", "--json", str(figures))
+    assert out.returncode == 0 and set(json.loads(figures.read_text())) >= {"chain", "fact"}
+    assert re.search(r"chain\s+3", out.stdout)
