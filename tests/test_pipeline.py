@@ -211,3 +211,17 @@ def test_sample_and_distill_run(run, tmp_path):
     out = script("sample.py", model, "--data", "chain,fact", "-k", "2", "--problems", "3", "--max-new-tokens", "4", "--json", str(figures))
     assert out.returncode == 0 and set(json.loads(figures.read_text())) >= {"chain", "fact"}
     assert re.search(r"chain\s+3", out.stdout)
+
+
+def test_grpo_learns_what_a_users_own_reward_asks_for(tmp_path):
+    """From random weights, in seconds: the share of digits in the text goes from chance to nearly all."""
+    (tmp_path / "mine.py").write_text("def digits(problem, completion):\n"
+                                      "    return sum(c.isdigit() for c in completion) / max(1, len(completion))\n")
+    file = tmp_path / "learn.yaml"
+    file.write_text(MINI.format(out=tmp_path / "out").split("  - &rl")[0].replace("steps: 6", "steps: 1").replace("evaluate:", "#") + f"""
+  - {{name: zero, kind: grpo, init: base, data: {{chain: 1}}, steps: 40, problems: 4, group: 8, kl_coef: 0.0, save_every: 100,
+      reward: {{custom: 1.0}}, reward_function: '{tmp_path}/mine.py:digits', sample: {{max_new_tokens: 8}}, optim: {{lr: 5e-3}}}}
+""")
+    pipeline.run(config.load(file))
+    reward = [json.loads(line)["custom"] for line in (tmp_path / "out/zero/metrics.jsonl").read_text().splitlines()]
+    assert sum(reward[:3]) / 3 < 0.5 and sum(reward[-5:]) / 5 > 0.9
