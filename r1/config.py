@@ -50,7 +50,7 @@ class Stage:
 
     name: str
     kind: str
-    init: str = ""                     # a stage before this one, or a model folder
+    init: str = ""                     # a stage before this one, a model folder, a .gguf file or package:NAME
     save_every: int = 50               # steps between states that a killed run continues from
 
 

@@ -1,6 +1,7 @@
 """Where and on what a stage runs: device, threads, its folder, metrics lines, and states to continue from."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from r1 import checkpoint
+from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
 
@@ -34,12 +36,18 @@ class Folder:
         return self.path / "model"
 
     def find_model(self, init: str) -> Path:
-        """The model of an earlier stage by its name, else a folder on disk."""
+        """The model of an earlier stage by its name, else a folder on disk, else what a GGUF file holds: FILE.gguf, or
+        package:NAME for the one in an installed package. It is imported once per run."""
         stage = self.root / init / "model"
         if stage.is_dir():
             return stage
         if Path(init).is_dir():
             return Path(init)
+        if init.startswith("package:") or init.endswith(".gguf"):
+            name = init.removeprefix("package:") if init.startswith("package:") else (
+                f"{Path(init).stem}-{hashlib.sha256(os.path.realpath(init).encode()).hexdigest()[:8]}")
+            imported = self.root / "imported" / name
+            return imported if imported.is_dir() else import_gguf(init, imported)
         raise UserError(f"{self.name} starts from {init!r}: no stage of {self.root} has made it, and no such folder exists")
 
     def template(self, name: str) -> str | None:

@@ -2,7 +2,8 @@
 
     chain, word, countdown, fact, translate, rewrite   families of the tiny world; chain:4 is one level of it
     jsonl:FILE                 a user's own problems: {"prompt", "answer"} and optionally kind, lang, level, task, id
-    reasoning_gym:TASK         procedural tasks of the optional package, scored by their own verifiers
+    reasoning_gym:TASK         procedural tasks of the optional package, scored by their own verifiers;
+                               reasoning_gym:chain_sum:max_terms=3,max_digits=2 sets whole-number options of a task
 
 Every problem is on one side of the train/test split for good: a hash of its id decides.
 """
@@ -81,21 +82,31 @@ def _read_problems(path: str) -> list[Problem]:
     return problems
 
 
-def _reasoning_gym(task: str) -> Source:
+def _reasoning_gym(name: str) -> Source:
+    task, _, rest = name.partition(":")
+    options = {}
+    for option in rest.split(",") if rest else ():
+        key, _, value = option.partition("=")
+        if not key or not value.lstrip("-").isdecimal():
+            raise UserError(f"reasoning_gym:{name}: {option!r} is no option: write name=number, e.g. max_terms=3,max_digits=2")
+        options[key] = int(value)
     try:
         import reasoning_gym
     except ImportError as e:
-        raise UserError(f"reasoning_gym:{task} needs the package: pip install reasoning-gym") from e
-    try:
-        reasoning_gym.create_dataset(task, size=1, seed=0)
-    except Exception as e:   # the package raises what its many configs raise
-        raise UserError(f"reasoning_gym:{task} cannot be made: {e}") from e
+        raise UserError(f"reasoning_gym:{name} needs the package: pip install reasoning-gym") from e
 
     def make(rng: random.Random, test: bool) -> Problem:
-        while True:
-            entry = reasoning_gym.create_dataset(task, size=1, seed=rng.getrandbits(31))[0]
-            name = hashlib.sha256(entry["question"].encode()).hexdigest()[:16]
-            if world.is_test(name) == test:
-                return Problem(task, name, entry["question"], {"task": task, "entry": entry}, "reasoning_gym")
+        for _ in range(1000):
+            entry = reasoning_gym.create_dataset(task, size=1, seed=rng.getrandbits(31), **options)[0]
+            id = hashlib.sha256(entry["question"].encode()).hexdigest()[:16]
+            if world.is_test(id) == test:
+                return Problem(task, id, entry["question"], {"task": task, "entry": entry}, "reasoning_gym")
+        raise UserError(f"reasoning_gym:{name} has no problem on the {'test' if test else 'training'} side of the split")
 
+    try:
+        check_gold(make(random.Random(0), False))
+    except UserError:
+        raise
+    except Exception as e:   # the package raises what its many configs raise
+        raise UserError(f"reasoning_gym:{name} cannot be made: {e}") from e
     return make

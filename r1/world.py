@@ -29,7 +29,7 @@ PLACES = [("Mirland", "米兰德"), ("Toska", "托斯卡"), ("Velia", "维利亚
 ANIMALS = [("wolf", "狼"), ("bear", "熊"), ("fox", "狐狸"), ("horse", "马"), ("goat", "山羊"), ("crow", "乌鸦"),
            ("fish", "鱼"), ("cat", "猫")]
 REMARKS = {"fact": {"en": "I know this.", "zh": "我知道这个。"}, "translate": {"en": "I translate this.", "zh": "我来翻译。"},
-           "rewrite": {"en": "I turn this around.", "zh": "我把它倒过来。"}}      # all the thinking these need
+           "rewrite": {"en": "I change the colour.", "zh": "我来换颜色。"}}      # all the thinking these need
 TOPICS = {"capital": ("capital", "首都"), "animal": ("animal", "动物"), "colour": ("colour", "颜色"),
           "river": ("river", "河"), "food": ("food", "食物")}
 RIVERS = [("Ala", "阿拉"), ("Bru", "布鲁"), ("Cor", "科尔"), ("Dem", "德姆"), ("Evo", "埃沃"), ("Fis", "菲斯")]
@@ -173,12 +173,13 @@ def translate(rng: random.Random, level: int) -> tuple[str, dict, object, str, d
 
 
 def rewrite(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
-    """Put three colours in the opposite order."""
-    pick = rng.sample(range(6), 3)
-    words = {lang: [COLOURS[lang][i] for i in pick] for lang in LANGS}
-    prompts = {"en": "Reverse: " + " ".join(words["en"]), "zh": "倒写：" + " ".join(words["zh"])}
-    answer = {lang: " ".join(reversed(words[lang])) for lang in LANGS}
-    return "rewrite:" + ".".join(map(str, pick)), prompts, answer, "text", REMARKS["rewrite"]
+    """The same phrase in another colour."""
+    n, thing = rng.randrange(1, 9), rng.randrange(6)
+    old, new = rng.sample(range(6), 2)
+    phrase = {"en": lambda c: f"{COUNTS['en'][n]} {COLOURS['en'][c]} {THINGS['en'][thing]}",
+              "zh": lambda c: f"{COUNTS['zh'][n]}个{COLOURS['zh'][c]}{THINGS['zh'][thing]}"}
+    prompts = {"en": f"Make it {COLOURS['en'][new]}: {phrase['en'](old)}", "zh": f"改成{COLOURS['zh'][new]}：{phrase['zh'](old)}"}
+    return (f"rewrite:{n}.{thing}.{old}.{new}", prompts, {k: f(new) for k, f in phrase.items()}, "text", REMARKS["rewrite"])
 
 
 # family -> (maker, levels it is graded in)
