@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import types
-import typing
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from r1.strict import build, nearest, read_yaml
 from r1.types import UserError
 
 
@@ -161,11 +159,9 @@ def parse(raw: dict, file: str, overrides: list[str] = ()) -> Config:
         key, eq, value = text.partition("=")
         if not eq:
             raise UserError(f"{text!r} is no override: write key=value, e.g. zero.steps=10")
-        try:
-            _set(raw, key, yaml.safe_load(value), "command line")
-        except yaml.YAMLError as e:
-            raise UserError(f"command line: the value of {key!r} is not YAML: {value!r}") from e
-    config = build(Config, raw, file, "")
+        _set(raw, key, read_yaml(value, f"command line: {key}"), "command line")
+    config = build(Config, {k: v for k, v in raw.items() if k != "stages"}, file, "")
+    config.stages = _stages(raw.get("stages", []), file)
     _check(config, file)
     return config
 
@@ -174,35 +170,39 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in seen:
         raise UserError(f"{path}: `extends` goes in a circle")
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError as e:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], 1)
         raise UserError(f"{path}: no such config" + (f"; did you mean {path.parent / near[0]}?" if near else "")) from e
     except (OSError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: cannot be read: {e}") from e
-    except yaml.YAMLError as e:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(e).split())}") from e
-    if not isinstance(raw, dict):
+    if not isinstance(raw := read_yaml(text, str(path)), dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, found {type(raw).__name__}")
     if "extends" in raw:
         below = _read(path.parent / str(raw.pop("extends")), (*seen, path.resolve()))
-        for key, value in raw.pop("set", {}).items():
+        changes = raw.pop("set", {})
+        if not isinstance(changes, dict):
+            raise UserError(f"{path}: set must be a mapping of dotted keys to values, found {changes!r}")
+        for key, value in changes.items():
             _set(below, str(key), value, str(path))
         raw = {**below, **raw}
     return raw
 
 
 def _set(raw: dict, key: str, value: Any, where: str) -> None:
-    """Set a dotted key in the raw config; a first part that is no key of the run names a stage."""
+    """Set a dotted key in the raw config; its first part is a stage's name or a key of the run."""
     parts = key.split(".")
-    stages = {s.get("name"): s for s in raw.get("stages") or [] if isinstance(s, dict)}
+    listed = raw.get("stages") if isinstance(raw.get("stages"), list) else []
+    stages = {str(s.get("name")): s for s in listed if isinstance(s, dict)}
     names = [f.name for f in dataclasses.fields(Config)]
     if parts[0] in stages and len(parts) > 1:
         at, parts = stages[parts[0]], parts[1:]
     elif parts[0] in names:
         at = raw
+    elif parts[0] in stages:
+        raise UserError(f"{where}: {key!r} is a stage; name one of its keys, e.g. {key}.save_every=10")
     else:
-        raise UserError(f"{where}: unknown key {key!r}{_nearest(parts[0], [*names, *map(str, stages)])}")
+        raise UserError(f"{where}: unknown key {key!r}{nearest(parts[0], [*names, *stages])}")
     for part in parts[:-1]:
         if not isinstance(at.setdefault(part, {}), dict):
             raise UserError(f"{where}: {key!r} goes into {part!r}, which is not a mapping")
@@ -211,111 +211,94 @@ def _set(raw: dict, key: str, value: Any, where: str) -> None:
     at[parts[-1]] = value
 
 
-def build(cls, raw: Any, file: str, at: str):
-    """A dataclass from a mapping, checked key by key and type by type."""
-    if not isinstance(raw, dict):
-        raise UserError(f"{file}: {at or 'the config'} must be a mapping, found {raw!r}")
-    hints, values = typing.get_type_hints(cls), {}
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key, value in raw.items():
-        where = f"{at}.{key}" if at else str(key)
-        if key not in names:
-            raise UserError(f"{file}: unknown key {where!r}{_nearest(str(key), names)}")
-        if cls is Config and key == "stages":
-            values[key] = _stages(value, file)
-        else:
-            values[key] = convert(hints[key], value, file, where)
-    for f in dataclasses.fields(cls):
-        if f.name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise UserError(f"{file}: {at or 'the config'} lacks the key {f.name!r}")
-    return cls(**values)
-
-
 def _stages(raw: Any, file: str) -> list[Stage]:
     if not isinstance(raw, list):
         raise UserError(f"{file}: stages must be a list, found {raw!r}")
     out = []
     for i, item in enumerate(raw):
-        name = item.get("name", f"stages[{i}]") if isinstance(item, dict) else f"stages[{i}]"
-        kind = item.get("kind") if isinstance(item, dict) else None
+        known = item if isinstance(item, dict) else {}
+        name, kind = str(known.get("name", f"stages[{i}]")), str(known.get("kind"))
         if kind not in KINDS:
-            raise UserError(f"{file}: {name} has the kind {kind!r}{_nearest(str(kind), list(KINDS))}")
-        out.append(build(KINDS[kind], item, file, str(name)))
+            raise UserError(f"{file}: {name} has the kind {kind!r}{nearest(kind, list(KINDS))}")
+        out.append(build(KINDS[kind], item, file, name))
     return out
-
-
-def convert(hint: Any, value: Any, file: str, where: str) -> Any:
-    """`value` as the annotated type; PyYAML reads 1e-6 as a string, so numbers are converted."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return build(hint, value, file, where)
-    if hint is Any:
-        return value
-    if origin is dict and isinstance(value, dict):
-        return {str(k): convert(args[1], v, file, f"{where}.{k}") for k, v in value.items()}
-    if origin is list and isinstance(value, list):
-        return [convert(args[0], v, file, f"{where}[{i}]") for i, v in enumerate(value)]
-    if origin in (types.UnionType, typing.Union):
-        return None if value is None else convert(args[0], value, file, where)
-    good = {bool: bool, str: str, int: int, float: (int, float)}.get(hint, ())
-    if isinstance(value, good) and not (isinstance(value, bool) and hint is not bool):
-        return hint(value)
-    if hint is float and isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            pass
-    word = {dict: "a mapping", list: "a list", int: "a whole number", float: "a number", bool: "true or false",
-            str: "text"}.get(origin or hint, str(hint))
-    raise UserError(f"{file}: {where} must be {word}, found {value!r}")
-
-
-def _nearest(word: str, names: list[str]) -> str:
-    near = difflib.get_close_matches(word, names, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f" (valid: {', '.join(names)})"
 
 
 def _check(config: Config, file: str) -> None:
     """What no single key can tell: names that must exist, combinations that make no sense."""
-    before: list[str] = []
-    for s in config.stages:
-        at = f"{file}: {s.name}"
-        if s.name in before or s.name in ("", ".", "..") or "/" in s.name:
-            raise UserError(f"{at}: a stage needs a name of its own that can be a folder's")
-        if s.kind != "pretrain" and not s.init:
-            raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
-        later = [o.name for o in config.stages if o.name not in before]
-        if s.init in later:
-            raise UserError(f"{at} starts from {s.init!r}, which is not before it")
-        template = getattr(s, "template", "chat")
-        if template != "chat" and template not in config.templates:
-            raise UserError(f"{at} uses the template {template!r}{_nearest(template, ['chat', *config.templates])}")
-        for source in getattr(s, "data", ()):
-            if isinstance(s, SFT) and source in later:
-                raise UserError(f"{at} takes data from {source!r}, which is not before it")
-        if isinstance(s, GRPO):
-            _check_grpo(s, at)
-        if isinstance(s, (GRPO, Reject)) and not s.data:
-            raise UserError(f"{at} needs `data`: a mapping of sources to weights, e.g. {{chain: 1, word: 1}}")
-        if isinstance(s, SFT) and not s.data:
-            raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")
-        before.append(s.name)
+    if not config.stages:
+        raise UserError(f"{file}: there are no `stages`, so there is nothing to run")
     for name, text in config.templates.items():
-        if "{prompt}" not in text or name == "chat":
-            raise UserError(f"{file}: templates.{name} must be a text with {{prompt}} in it, under a name other than chat")
+        if text.count("{prompt}") != 1 or name == "chat":
+            raise UserError(f"{file}: templates.{name} must be a text with one {{prompt}} in it, under a name other than chat")
+    names = [s.name for s in config.stages]
+    for name in names:
+        if names.count(name) > 1 or name in ("", ".", "..") or "/" in name:
+            raise UserError(f"{file}: {name!r}: a stage needs a name of its own that can be a folder's")
+    before: dict[str, str] = {}                  # name -> kind
+    for s in config.stages:
+        _check_stage(s, f"{file}: {s.name}", config, before)
+        before[s.name] = s.kind
+    _check_values(config.evaluate, f"{file}: evaluate")
+    for name, mix in config.evaluate.domains.items():
+        _check_mix(mix, f"{file}: evaluate.domains.{name}")
 
 
-def _check_grpo(s: GRPO, at: str) -> None:
-    if s.sample.top_p < 1 or s.sample.top_k:
-        raise UserError(f"{at}: RL samples from the whole distribution that it trains; remove sample.top_p and sample.top_k")
-    if s.sample.temperature <= 0:
-        raise UserError(f"{at}: RL needs sample.temperature above 0")
-    if s.aggregate not in ("sequence", "token", "constant"):
-        raise UserError(f"{at}: aggregate is 'sequence', 'token' or 'constant', found {s.aggregate!r}")
-    if s.truncated not in ("keep", "drop"):
-        raise UserError(f"{at}: truncated is 'keep' or 'drop', found {s.truncated!r}")
-    if s.problems % s.minibatches:
-        raise UserError(f"{at}: problems ({s.problems}) must be a multiple of minibatches ({s.minibatches})")
+def _check_stage(s: Stage, at: str, config: Config, before: dict[str, str]) -> None:
+    _check_values(s, at)
+    later = [o.name for o in config.stages if o.name not in before]
+    if s.kind != "pretrain" and not s.init:
+        raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
+    if s.init in later:
+        raise UserError(f"{at} starts from {s.init!r}, which is not before it")
+    if before.get(s.init) == "reject":
+        raise UserError(f"{at} starts from {s.init!r}, a stage that makes examples and no model")
+    template = getattr(s, "template", "chat")
+    if template != "chat" and template not in config.templates:
+        raise UserError(f"{at} uses the template {template!r}{nearest(template, ['chat', *config.templates])}")
+    if isinstance(s, SFT):
+        if not s.data:
+            raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")
+        for source in s.data:
+            if source in later or before.get(source, "reject") != "reject":
+                raise UserError(f"{at} takes data from {source!r}, which is no stage of kind reject before it")
+    if isinstance(s, (GRPO, Reject)):
+        _check_mix(s.data, f"{at}.data")
+    if isinstance(s, Reject) and s.others_problems:
+        _check_mix(s.others, f"{at}.others")
+    if isinstance(s, GRPO):
+        if s.sample.top_p < 1 or s.sample.top_k:
+            raise UserError(f"{at}: RL samples from the whole distribution that it trains; remove sample.top_p and sample.top_k")
+        if s.sample.temperature == 0:
+            raise UserError(f"{at}: RL needs sample.temperature above 0")
+        if s.problems % s.minibatches:
+            raise UserError(f"{at}: problems ({s.problems}) must be a multiple of minibatches ({s.minibatches})")
+
+
+def _check_mix(mix: dict[str, float], where: str) -> None:
+    if not mix or min(mix.values()) < 0 or not 0 < sum(mix.values()) < math.inf:
+        raise UserError(f"{where} must be a mapping of sources to weights, e.g. {{chain: 1, word: 1}}, found {mix}")
+
+
+# Numbers are at least 0, these at least 1.
+COUNTS = frozenset("save_every vocab_size rows row_tokens epochs batch problems group k minibatches inner_epochs ref_every "
+                   "max_new_tokens max_rows micro_tokens".split())
+CHOICES = {"schedule": ["constant", "cosine"], "aggregate": ["sequence", "token", "constant"], "truncated": ["keep", "drop"]}
+
+
+def _check_values(part: Any, at: str) -> None:
+    """Ranges: what would end in a traceback, or be taken in silence for something else."""
+    for key, value in vars(part).items():
+        if dataclasses.is_dataclass(value):
+            _check_values(value, f"{at}.{key}")
+        elif key in CHOICES and value not in CHOICES[key]:
+            raise UserError(f"{at}.{key} is {value!r}{nearest(value, CHOICES[key])}")
+        elif isinstance(value, (int, float)) and not value >= (key in COUNTS):     # NaN too
+            raise UserError(f"{at}.{key} must be at least {int(key in COUNTS)}, found {value}")
+        elif key == "top_p" and not 0 < value <= 1:
+            raise UserError(f"{at}.top_p must be above 0 and at most 1, found {value}")
+        elif key == "betas" and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
+            raise UserError(f"{at}.betas must be two numbers from 0 up to 1, found {value}")
 
 
 def to_dict(config: Any) -> dict:

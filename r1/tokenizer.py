@@ -58,16 +58,15 @@ class Tokenizer:
         """The conversation as the model's chat template writes it, up to where the assistant begins.
 
         Raises UserError when the model has no template or the template refuses the messages."""
-        if self._template is None:
-            source = self.config.get("chat_template")
-            if isinstance(source, list):             # several named templates
-                source = {t["name"]: t["template"] for t in source}.get("default")
-            if not source:
-                raise UserError("this model has no chat template; name a plain `template` with {prompt} instead")
-            self._template = _environment().from_string(source)
+        source = self.config.get("chat_template")
+        if isinstance(source, list):                 # several named templates
+            source = next((t.get("template") for t in source if t.get("name") == "default"), None)
+        if not source:
+            raise UserError("this model has no chat template; name a plain `template` with {prompt} instead")
         named = {k: (v["content"] if isinstance(v, dict) else v) for k, v in self.config.items()
                  if k.endswith("_token") and v is not None}
         try:
+            self._template = self._template or _environment().from_string(source)
             return self._template.render(messages=messages, add_generation_prompt=True, **named)
         except Exception as e:    # a template is a foreign program: whatever it does is told, not shown as ours
             raise UserError(f"the model's chat template failed: {type(e).__name__}: {e}") from e
@@ -97,7 +96,7 @@ class Tokenizer:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
         self.core.save(str(path / "tokenizer.json"))
-        (path / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1, ensure_ascii=False))
+        (path / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1, ensure_ascii=False), encoding="utf-8")
 
     @staticmethod
     def load(path: str | Path) -> Tokenizer:
@@ -107,12 +106,14 @@ class Tokenizer:
             raise UserError(f"{path} has no tokenizer.json: name a model folder that carries its tokenizer")
         try:
             core = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
+            core.no_truncation()      # some files carry the settings of the program that saved them,
+            core.no_padding()         # and would shorten and pad in silence
             file = path / "tokenizer_config.json"
-            config = json.loads(file.read_text()) if file.is_file() else {}
+            config = dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+            if (path / "chat_template.jinja").is_file():
+                config["chat_template"] = (path / "chat_template.jinja").read_text(encoding="utf-8")
         except Exception as e:    # tokenizers raises bare Exception
             raise UserError(f"the tokenizer in {path} cannot be read: {e}") from e
-        if (path / "chat_template.jinja").is_file():
-            config["chat_template"] = (path / "chat_template.jinja").read_text()
         return Tokenizer(core, config)
 
     @staticmethod
@@ -138,6 +139,8 @@ def _chain(*parts: Iterable[str]) -> Iterable[str]:
 
 def _environment():
     """Jinja as Hugging Face sets it up for chat templates: sandboxed, blocks trimmed."""
+    from datetime import datetime
+
     from jinja2.exceptions import TemplateError
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -148,5 +151,5 @@ def _environment():
     env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     env.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False, **kw)
     env.globals["raise_exception"] = stop
-    env.globals["strftime_now"] = lambda form: __import__("datetime").datetime.now().strftime(form)
+    env.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
     return env
