@@ -74,7 +74,11 @@ class Tokenizer:
     def render(self, messages: list[dict]) -> tuple[list[int], list[int]]:
         """(ids, mask) of a conversation whose last message is the assistant's; it and the EOS are supervised.
 
-        Prompt and completion are encoded apart, so that SFT sees the very ids that sampling will see."""
+        Prompt and completion are encoded apart, so that SFT sees the very ids that sampling will see. Raises UserError
+        for a list of messages that is none."""
+        whole = isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
+        if not whole or not messages or messages[-1].get("role") != "assistant":
+            raise UserError("messages must be a list of {role, content} whose contents are texts and whose last role is assistant")
         prompt = self.encode(self.render_prompt(messages[:-1]))
         return self.join(prompt, messages[-1]["content"])
 

@@ -158,6 +158,14 @@ def test_masks_come_from_lengths_never_from_values(tokenizer):
     assert tokenizer.join([5, 6], "7") == ([5, 6, *tokenizer.encode("7"), tokenizer.eos_id], [0, 0, 1, 1])
 
 
+@pytest.mark.parametrize("messages", [[], None, "hi", {}, [7], [{"role": "user"}, CONVERSATION[2]], CONVERSATION[:2], [{"content": "x"}],
+                                      [*CONVERSATION[:2], {"role": "assistant"}], [*CONVERSATION[:2], {"role": "assistant", "content": 4}]])
+def test_only_a_whole_conversation_is_trained_on(tokenizer, messages):
+    """A user's words are never a completion: without an assistant's last message nothing is supervised."""
+    with pytest.raises(UserError, match="last role is assistant"):
+        tokenizer.render(messages)
+
+
 def test_completion_and_prompt_are_encoded_apart(tokenizer):
     """At the seam "1|5" sampling sees the ids of "1" and then writes those of "5"; so does training."""
     plain = tokenizer.with_template("{prompt}")
