@@ -252,20 +252,31 @@ def reference(rng: random.Random) -> str:
         n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
         while is_test(f"translate:{n}.{colour}.{thing}"):
             n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
-        return (f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]} = "
-                f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}")
+        pair = [f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]}",
+                f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}"]
+        return " = ".join(pair if rng.random() < 0.5 else pair[::-1])
     a, b = rng.randint(0, TOP - 9), rng.randint(1, 9)
     return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
 
 
+def copybook(rng: random.Random) -> str:
+    """A line of words written twice: what teaches a small model to copy, which all reasoning in writing rests on."""
+    lang = rng.choice(LANGS)
+    words = NAMES[lang] + THINGS[lang] + COLOURS[lang] + COUNTS[lang]
+    line = (" " if lang == "en" else "").join(rng.choices(words, k=rng.randint(3, 7)))
+    return rng.choice(("", "Copy: " if lang == "en" else "抄写：")) + f"{line}\n{line}"
+
+
 def corpus(seed: int, thinks: float, mixes: float):
-    """Endless documents: half textbook, a quarter conversation, a quarter reference pages."""
+    """Endless documents of four kinds."""
     rng = random.Random(seed)
     while True:
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.45:
             yield textbook(rng, mixes)
-        elif kind < 0.75:
+        elif kind < 0.7:
             yield conversation(rng, thinks, mixes)
-        else:
+        elif kind < 0.9:
             yield reference(rng)
+        else:
+            yield copybook(rng)
