@@ -32,8 +32,12 @@ def main() -> int:
     args = parser.parse_args()
     if args.template and "{prompt}" not in args.template:
         parser.error("--template must contain {prompt}")
-    if args.n < 1 or args.k < 1 or args.problems < 1:
-        parser.error("-n, -k and --problems are at least 1")
+    if min(args.n, args.k, args.problems, args.max_new_tokens) < 1:
+        parser.error("-n, -k, --problems and --max-new-tokens are at least 1")
+    if not args.temperature >= 0 or not 0 < args.top_p <= 1:
+        parser.error("--temperature is at least 0 (0: greedy), --top-p above 0 and at most 1")
+    if args.json and not Path(args.json).resolve().parent.is_dir():
+        parser.error(f"--json {args.json}: there is no such folder")
     try:
         from r1.checkpoint import load_model       # here, so that --help needs no torch
         from r1.hf_config import eos_ids
@@ -139,6 +143,7 @@ def chat(args, model, tokenizer, eos) -> None:
 def measure(args, model, tokenizer, eos) -> None:
     from r1.config import Evaluate
     from r1.evaluate import run, split, summary
+    from r1.files import write_text
     from r1.tasks import draw, open_sources
 
     cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
@@ -151,8 +156,8 @@ def measure(args, model, tokenizer, eos) -> None:
         figures[source] = {**row, **split(groups)}
         print(f"{source:24} " + " ".join(f"{row[c]:9.3f}" if isinstance(row[c], float) else f"{row[c]:9}" for c in columns))
     if args.json:
-        Path(args.json).write_text(json.dumps({"model": args.model, "k": args.k, "temperature": args.temperature,
-                                               "top_p": args.top_p, "seed": args.seed, **figures}, indent=1, ensure_ascii=False))
+        write_text(args.json, json.dumps({"model": args.model, "k": args.k, "temperature": args.temperature,
+                                          "top_p": args.top_p, "seed": args.seed, **figures}, indent=1, ensure_ascii=False))
 
 
 if __name__ == "__main__":

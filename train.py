@@ -18,7 +18,7 @@ def main() -> int:
     parser.add_argument("overrides", nargs="*", help="key=value: out=DIR, seed=1, STAGE.key=value")
     parser.add_argument("--list", action="store_true", help="show the stages and which are done")
     parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
-    args = parser.parse_args()
+    args = parser.parse_intermixed_args()          # key=value may stand on either side of --only
     try:
         cfg = config.load(args.config, args.overrides)
         from r1 import pipeline     # here, so that --help and errors in the config need no torch

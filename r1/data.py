@@ -1,13 +1,11 @@
-"""From examples to batches: the one shift, packing, micro-batches, and JSONL with honest errors."""
+"""From examples to batches: the one shift, packing, micro-batches."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import torch
 
-from r1.types import Batch, Example, UserError
+from r1.types import Batch, Example
 
 
 def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batch:
@@ -56,36 +54,3 @@ def pack(documents: Iterable[list[int]], length: int) -> Iterator[list[int]]:
         if len(row) >= length:
             yield row[:length]
             row = []
-
-
-def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> Iterator[tuple[int, dict]]:
-    """(line number, object) of each line. Raises UserError with file:line for a broken line or missing field."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file")
-    with path.open("rb") as f:
-        for number, raw in enumerate(f, 1):
-            if not raw.strip():
-                continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as e:
-                raise UserError(f"{path}:{number}: not a JSON object in UTF-8: {e}") from e
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
-            missing = [f for f in fields if f not in row]
-            if missing:
-                raise UserError(f"{path}:{number}: field {missing[0]!r} is missing (found: {', '.join(map(str, row))})")
-            yield number, row
-
-
-def write_jsonl(path: str | Path, rows: Iterable[dict]) -> int:
-    """Write aside, then rename, so that no half file is ever read. Returns the number of rows."""
-    path, count = Path(path), 0
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as f:
-        for row in rows:
-            f.write(json.dumps(row, ensure_ascii=False) + "\n")
-            count += 1
-    aside.replace(path)
-    return count

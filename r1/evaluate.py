@@ -9,8 +9,8 @@ import math
 from collections import defaultdict
 
 from r1 import checkpoint
-from r1.config import Evaluate
-from r1.data import write_jsonl
+from r1.config import Evaluate, to_dict
+from r1.files import write_jsonl, write_text
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.rollout import Scored, roll_out
@@ -25,15 +25,20 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
     model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
     eos = eos_ids(folder.model)
-    result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed}, []
+    result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": settings(cfg, folder, template)}, []
     for domain, mix in cfg.domains.items():
         problems = list({p.id: p for p in draw(open_sources(mix), cfg.problems, f"test/{domain}", test=True)}.values())
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
         result[domain] = {**summary(groups), **split(groups)}
         rows += [{"domain": domain, **s.record()} for g in groups for s in g]
     write_jsonl(folder.path / "eval_samples.jsonl", rows)
-    (folder.path / "eval.json").write_text(json.dumps(result, indent=1, ensure_ascii=False))
+    write_text(folder.path / "eval.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def settings(cfg: Evaluate, folder: Folder, template: str) -> dict:
+    """What decides the figures, apart from the model."""
+    return {**to_dict(cfg), "template": folder.template(template)}
 
 
 def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, cfg: Evaluate,

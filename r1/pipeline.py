@@ -8,13 +8,16 @@ from pathlib import Path
 import torch
 import yaml
 
-from r1 import config as cfgs
-from r1.evaluate import evaluate
+from r1 import config as cfgs, evaluate as evaluation
+from r1.files import write_text
 from r1.grpo import grpo
 from r1.reject import reject
-from r1.report import write_report
+from r1.report import load_json, write_report
+from r1.rewards import check_weights, load_reward
 from r1.runtime import Folder, hardware, pick_device
-from r1.supervised import pretrain, sft
+from r1.strict import nearest
+from r1.supervised import pretrain, sft, shape
+from r1.tasks import open_sources
 from r1.types import UserError
 
 STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
@@ -27,18 +30,15 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
     device, root = pick_device(cfg.device), Path(cfg.out)
+    stages = [s for s in cfg.stages if only in ("", s.name)]
     refuse_changes(cfg, root)
-    for stage in cfg.stages:
-        if only and stage.name != only:
-            continue
+    check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
+    for stage in stages:
         folder = Folder(root, stage.name, cfg.seed, device, cfg.templates)
         if not is_done(root, stage.name):
             run_stage(stage, folder)
-        if folder.model.is_dir() and cfg.evaluate.domains and not (folder.path / "eval.json").is_file():
-            result = evaluate(cfg.evaluate, folder, getattr(stage, "template", "zero" if "zero" in cfg.templates else "chat"))
-            print(f"{stage.name}: " + "; ".join(
-                f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
-                f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
+        if folder.model.is_dir() and cfg.evaluate.domains:
+            run_evaluation(cfg, stage, folder)
         write_results(cfg, root)
         write_report(root)
     print(f"Report: {root / 'report.html'}")
@@ -46,17 +46,51 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
 
 def run_stage(stage: cfgs.Stage, folder: Folder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    (folder.path / "config.yaml").write_text(yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
+    write_text(folder.path / "config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
     began = time.perf_counter()
     STAGES[stage.kind](stage, folder)
     seconds = time.perf_counter() - began
-    (folder.path / "done.json").write_text(json.dumps({"seconds": round(seconds, 1), **hardware()}))
+    write_text(folder.path / "done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
     print(f"{stage.name}: done in {seconds:.0f} s")
+
+
+def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
+    """Evaluate, unless that is done with these very settings."""
+    template = getattr(stage, "template", "zero" if "zero" in cfg.templates else "chat")
+    if load_json(folder.path / "eval.json").get("settings") == evaluation.settings(cfg.evaluate, folder, template):
+        return
+    result = evaluation.evaluate(cfg.evaluate, folder, template)
+    print(f"{stage.name}: " + "; ".join(
+        f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
+        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
 
 
 def settings(stage: cfgs.Stage, folder: Folder) -> dict:
     """What decides a stage's result."""
-    return {**cfgs.to_dict(stage), "seed": folder.seed, "templates": folder.templates}
+    own = {k: v for k, v in folder.templates.items() if k == getattr(stage, "template", "")}
+    return {**cfgs.to_dict(stage), "seed": folder.seed, "templates": own}
+
+
+def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage]) -> None:
+    """What would end one of these stages hours later, found before the first begins."""
+    names = [s.name for s in cfg.stages]
+    for s in stages:
+        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists():
+            raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
+        if isinstance(s, cfgs.Pretrain):
+            shape(s, s.vocab_size)
+        if isinstance(s, cfgs.SFT):
+            for source in s.data:
+                if source not in names and not Path(source).is_file():
+                    raise UserError(f"{s.name} takes data from {source!r}: no such file, and no stage{nearest(source, names)}")
+        if isinstance(s, cfgs.GRPO):
+            check_weights(s.reward, bool(s.reward_function))
+            if s.reward_function:
+                load_reward(s.reward_function)
+        if isinstance(s, (cfgs.GRPO, cfgs.Reject)):
+            open_sources({**s.data, **getattr(s, "others", {})})
+    for mix in cfg.evaluate.domains.values():
+        open_sources(mix)
 
 
 FREE = ("save_every", "optim.micro_tokens", "sample.max_rows")     # these change cost, never the result
@@ -98,11 +132,8 @@ def write_results(cfg: cfgs.Config, root: Path) -> None:
     for s in cfg.stages:
         entry = {"name": s.name, "kind": s.kind, "init": s.init}
         for key, file in (("done", "done.json"), ("eval", "eval.json")):
-            path = root / s.name / file
-            if path.is_file():
-                entry[key] = json.loads(path.read_text())
+            if found := load_json(root / s.name / file):
+                entry[key] = found
         if "done" in entry:
             out["stages"].append(entry)
-    aside = root / "results.json.tmp"
-    aside.write_text(json.dumps(out, indent=1, ensure_ascii=False))
-    aside.replace(root / "results.json")
+    write_text(root / "results.json", json.dumps(out, indent=1, ensure_ascii=False))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from r1 import checkpoint, world
 from r1.config import Reject
-from r1.data import write_jsonl
+from r1.files import write_jsonl
 from r1.hf_config import eos_ids
 from r1.rewards import is_readable
 from r1.rollout import Scored, roll_out

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 
+from r1.files import write_text
 from r1.page import (CONTROL, STYLE, cut, details, facts, h, html_table, is_right, line_chart, number, parts_of, percent,
                      sample_html)
 
@@ -41,9 +42,7 @@ def write_report(root: Path) -> None:
     root = Path(root)
     run = read_run(root)
     for name, text in (("report.md", markdown(root, run)), ("report.html", page(root, run))):
-        aside = root / f"{name}.tmp"
-        aside.write_text(text, encoding="utf-8", errors="replace")       # a model may emit half of a surrogate pair
-        aside.replace(root / name)
+        write_text(root / name, text)
 
 
 # Reading

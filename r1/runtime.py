@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from r1 import checkpoint
+from r1.files import write_text
 from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
@@ -107,7 +108,7 @@ def _cut(file: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError):
             continue
-    file.write_text("".join(kept), encoding="utf-8")
+    write_text(file, "".join(kept))
 
 
 def pick_device(wanted: str) -> str:

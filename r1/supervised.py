@@ -16,7 +16,8 @@ from tqdm import tqdm
 from r1 import world
 from r1.checkpoint import load_model, save_model
 from r1.config import SFT, Optim, Pretrain
-from r1.data import pack, read_jsonl
+from r1.data import pack
+from r1.files import read_jsonl
 from r1.losses import cross_entropy
 from r1.model import ModelConfig, Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
@@ -33,11 +34,7 @@ def pretrain(cfg: Pretrain, folder: Folder) -> None:
         tokenizer = Tokenizer.load(folder.find_model(cfg.init))
     else:
         tokenizer = Tokenizer.train(itertools.islice(documents, 10_000), cfg.vocab_size)
-    try:
-        shape = ModelConfig(**{"vocab_size": tokenizer.vocab_size, **cfg.model})
-    except (TypeError, ValueError) as e:
-        raise UserError(f"{cfg.name}.model: {e}") from e
-    model = Transformer(shape).init_weights(folder.seed).to(folder.device)
+    model = Transformer(shape(cfg, tokenizer.vocab_size)).init_weights(folder.seed).to(folder.device)
     rows = pack(_encoded(documents, tokenizer), cfg.row_tokens + 1)
 
     def batch(step: int) -> list[Example]:
@@ -45,6 +42,14 @@ def pretrain(cfg: Pretrain, folder: Folder) -> None:
 
     train(model, batch, cfg.steps, cfg.optim, folder, cfg.save_every)
     save_model(folder.model, model, tokenizer, [tokenizer.eos_id], tokenizer.eos_id)
+
+
+def shape(cfg: Pretrain, vocab_size: int) -> ModelConfig:
+    """The model that `model` in the config asks for. Raises UserError for fields that no model has."""
+    try:
+        return ModelConfig(**{"vocab_size": vocab_size, **cfg.model})
+    except (TypeError, ValueError) as e:
+        raise UserError(f"{cfg.name}.model: {e}") from e
 
 
 def _encoded(documents, tokenizer: Tokenizer):
@@ -79,12 +84,15 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
         file = stage if stage.is_file() else source
         for number, row in read_jsonl(file):
             if "messages" in row:
-                ids, mask = tokenizer.render(row["messages"])
-            elif "prompt" in row and "completion" in row:
+                try:
+                    ids, mask = tokenizer.render(row["messages"])
+                except UserError as e:
+                    raise UserError(f"{file}:{number}: {e}") from e
+            elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
                 prompt = prompt_text(tokenizer, folder.template(cfg.template), row["prompt"])
                 ids, mask = tokenizer.join(tokenizer.encode(prompt), row["completion"])
             else:
-                raise UserError(f"{file}:{number}: expected the fields prompt and completion, or messages")
+                raise UserError(f"{file}:{number}: expected the fields prompt and completion (texts), or messages")
             if len(ids) > context:
                 raise UserError(f"{file}:{number}: {len(ids)} tokens do not fit into the model's context of {context}")
             examples.append(Example(ids, mask))

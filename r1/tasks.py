@@ -9,12 +9,16 @@ Every problem is on one side of the train/test split for good: a hash of its id 
 """
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
 from r1 import world
-from r1.data import read_jsonl
+from r1.files import read_jsonl
+from r1.rewards import check_lang
+from r1.strict import nearest
 from r1.types import Problem, UserError
 from r1.verify import check_gold
 
@@ -69,11 +73,14 @@ def _read_problems(path: str) -> list[Problem]:
     for number, row in read_jsonl(path, ("prompt", "answer")):
         if not isinstance(row["prompt"], str) or not row["prompt"].strip():
             raise UserError(f"{path}:{number}: prompt must be a text that is not empty")
+        if isinstance(level := row.get("level", 0), bool) or not isinstance(level, int):
+            raise UserError(f"{path}:{number}: level must be a whole number, found {level!r}")
         name = str(row.get("id") or hashlib.sha256(row["prompt"].encode()).hexdigest()[:16])
         problem = Problem(str(row.get("task", "jsonl")), name, row["prompt"], row["answer"],
-                          str(row.get("kind", "math")), str(row.get("lang", "en")), int(row.get("level", 0)))
+                          str(row.get("kind", "math")), str(row.get("lang", "en")), level)
         try:
             check_gold(problem)
+            check_lang(problem.lang)
         except UserError as e:
             raise UserError(f"{path}:{number}: {e}") from e
         problems.append(problem)
@@ -87,13 +94,20 @@ def _reasoning_gym(name: str) -> Source:
     options = {}
     for option in rest.split(",") if rest else ():
         key, _, value = option.partition("=")
-        if not key or not value.lstrip("-").isdecimal():
+        if not key or not re.fullmatch(r"-?[0-9]{1,9}", value):
             raise UserError(f"reasoning_gym:{name}: {option!r} is no option: write name=number, e.g. max_terms=3,max_digits=2")
         options[key] = int(value)
     try:
         import reasoning_gym
+        from reasoning_gym.factory import DATASETS
     except ImportError as e:
         raise UserError(f"reasoning_gym:{name} needs the package: pip install reasoning-gym") from e
+    if task not in DATASETS:
+        raise UserError(f"reasoning_gym:{task} is no task of the package{nearest(task, list(DATASETS))}")
+    known = [f.name for f in dataclasses.fields(DATASETS[task][1]) if f.name not in ("seed", "size")]
+    for key in options:
+        if key not in known:
+            raise UserError(f"reasoning_gym:{task} has no option {key!r}{nearest(key, known)}")
 
     def make(rng: random.Random, test: bool) -> Problem:
         for _ in range(1000):

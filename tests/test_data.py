@@ -7,7 +7,8 @@ from itertools import islice
 import pytest
 import torch
 
-from r1.data import collate, micro_batches, pack, read_jsonl, write_jsonl
+from r1.data import collate, micro_batches, pack
+from r1.files import read_jsonl, write_jsonl
 from r1.losses import cross_entropy, grpo_loss
 from r1.optim import supervised_logprobs
 from r1.types import Example, UserError
@@ -120,7 +121,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_jsonl_round_trip(tmp_path):
     """Any text and number comes back, line separators inside a text too; the written file is UTF-8 as it is read."""
     rows = [{"t": "Zeile\u2028 \n\r\x85 é 中 😀"}, {"n": [1, 2.5, None, True]}, {"x": math.pi}]
-    assert write_jsonl(tmp_path / "a.jsonl", rows) == 3
+    write_jsonl(tmp_path / "a.jsonl", rows)
     assert [r for _, r in read_jsonl(tmp_path / "a.jsonl")] == rows
     assert "中" in (tmp_path / "a.jsonl").read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]

@@ -14,23 +14,23 @@ FILES = {p.stem: p for p in sorted((ROOT / "r1").glob("*.py")) if p.stem != "__i
 # Floors, the lowest first, each module with all that it may import of r1. A module stands below those that import it.
 HOUSE = [
     {"types": "", "expr": "", "model": "", "losses": "", "page": ""},
-    {"strict": "types", "world": "types", "verify": "expr types", "data": "types", "tokenizer": "types", "hf_config": "model types",
-     "report": "page"},
-    {"config": "strict types", "rewards": "verify types", "tasks": "data types verify world", "checkpoint": "hf_config model types",
+    {"strict": "types", "world": "types", "verify": "expr types", "data": "types", "files": "types", "tokenizer": "types",
+     "hf_config": "model types"},
+    {"report": "files page", "config": "strict types", "rewards": "verify types", "checkpoint": "hf_config model types",
      "optim": "data losses types"},
-    {"sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
-    {"runtime": "checkpoint gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
-    {"supervised": "checkpoint config data losses model optim rollout runtime tokenizer types world",
+    {"tasks": "files rewards strict types verify world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
+    {"runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
+    {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config losses model optim rewards rollout runtime tasks tokenizer types",
-     "reject": "checkpoint config data hf_config rewards rollout runtime tasks tokenizer types verify world",
-     "evaluate": "checkpoint config data hf_config model rollout runtime tasks tokenizer types verify"},
-    {"pipeline": "config evaluate grpo reject report runtime supervised types"},
+     "reject": "checkpoint config files hf_config rewards rollout runtime tasks tokenizer types verify world",
+     "evaluate": "checkpoint config files hf_config model rollout runtime tasks tokenizer types verify"},
+    {"pipeline": "config evaluate files grpo reject report rewards runtime strict supervised tasks types"},
     {"train": "config pipeline types", "distill": "config pipeline types",
-     "sample": "checkpoint config evaluate hf_config rollout runtime sampler tasks tokenizer types verify"},
+     "sample": "checkpoint config evaluate files hf_config rollout runtime sampler tasks tokenizer types verify"},
 ]
 FLOOR = {name: i for i, floor in enumerate(HOUSE) for name in floor}
 MAY = {name: set(known.split()) for floor in HOUSE for name, known in floor.items()}
-NO_TORCH = ["types", "strict", "config", "expr", "verify", "rewards", "world", "tokenizer", "page", "report"]
+NO_TORCH = ["types", "strict", "config", "expr", "verify", "rewards", "world", "files", "tasks", "tokenizer", "page", "report"]
 NO_TEXT = {"tokenizer", "rewards", "verify", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}

@@ -219,7 +219,7 @@ def test_grpo_learns_what_a_users_own_reward_asks_for(tmp_path):
                                       "    return sum(c.isdigit() for c in completion) / max(1, len(completion))\n")
     file = tmp_path / "learn.yaml"
     file.write_text(MINI.format(out=tmp_path / "out").split("  - &rl")[0].replace("steps: 6", "steps: 1").replace("evaluate:", "#") + f"""
-  - {{name: zero, kind: grpo, init: base, data: {{chain: 1}}, steps: 40, problems: 4, group: 8, kl_coef: 0.0, save_every: 100,
+  - {{name: zero, kind: grpo, init: base, data: {{chain: 1}}, steps: 60, problems: 4, group: 8, kl_coef: 0.0, save_every: 100,
       reward: {{custom: 1.0}}, reward_function: '{tmp_path}/mine.py:digits', sample: {{max_new_tokens: 8}}, optim: {{lr: 5e-3}}}}
 """)
     pipeline.run(config.load(file))

@@ -367,9 +367,6 @@ def test_a_byte_order_mark_is_read_or_named(tmp_path):
         assert [p.prompt for p in everything(source)] == ["1+1?"]
 
 
-known = lambda *row: pytest.param(*row, marks=pytest.mark.xfail(strict=True, raises=(ValueError, TypeError), reason="a traceback"))  # noqa: E731
-
-
 @pytest.mark.parametrize("line, says", [
     (b'{"prompt": "2+2?", ', "not a JSON object"), (b'["2+2?", 4]', "expected a JSON object, found list"),
     (b'{"prompt": "\xff", "answer": 4}', "not a JSON object in UTF-8"),
@@ -381,10 +378,10 @@ known = lambda *row: pytest.param(*row, marks=pytest.mark.xfail(strict=True, rai
     ({"prompt": "2+2?", "answer": 4, "kind": "text"}, "gold answer '4' cannot be read as kind 'text'"),
     ({"prompt": "2+2?", "answer": 4, "kind": "maths"}, "unknown kind 'maths'; did you mean 'math'"),
     ({"prompt": "2+2?", "answer": {"numbers": [2, 2]}, "kind": "countdown"}, "cannot be read as kind 'countdown'"),
-    known({"prompt": "2+2?", "answer": 4, "level": "hard"}, "level"),
-    known({"prompt": "2+2?", "answer": 4, "level": None}, "level"),
-    known(b'{"prompt": "\\ud800", "answer": 4}', "prompt"),
-    known(b'{"prompt": "2+2?", "answer": 1' + b"0" * 5000 + b"}", "digits")])
+    ({"prompt": "2+2?", "answer": 4, "level": "hard"}, "level"),
+    ({"prompt": "2+2?", "answer": 4, "level": None}, "level"),
+    (b'{"prompt": "\\ud800", "answer": 4}', "surrogates"),
+    (b'{"prompt": "2+2?", "answer": 1' + b"0" * 5000 + b"}", "digits")])
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, says):
     source = mine(tmp_path, {"prompt": "1+1?", "answer": 2}, b"", line, {"prompt": "1+2?", "answer": 3})
     with pytest.raises(UserError, match=says) as e:
@@ -442,16 +439,13 @@ def test_gym_options_reach_the_task(gym):
     assert max(map(len, sizes[0])) > 3 and max(map(max, sizes[0])) > 99
 
 
-no_nearest = pytest.mark.xfail(strict=True, reason="names no neighbours")
-
-
 @pytest.mark.parametrize("name, says", [
-    ("chain_sm", "chain_sm"), pytest.param("chain_sm", "'chain_sum'", marks=no_nearest), ("", "reasoning_gym:"),
-    ("chain_sum:max_trems=3", "max_trems"), pytest.param("chain_sum:max_trems=3", "'max_terms'", marks=no_nearest),
+    ("chain_sm", "chain_sm"), ("chain_sm", "'chain_sum'"), ("", "reasoning_gym:"),
+    ("chain_sum:max_trems=3", "max_trems"), ("chain_sum:max_trems=3", "'max_terms'"),
     ("chain_sum:max_terms", "write name=number"), ("chain_sum:max_terms=", "write name=number"), ("chain_sum:=3", "write name=number"),
     ("chain_sum:max_terms=many", "write name=number"), ("chain_sum:max_terms=3,,", "write name=number"),
     ("chain_sum:min_terms=9,max_terms=2", "max_terms"), ("chain_sum:seed=3", "seed"),
-    known("chain_sum:min_terms=--5", "write name=number"),
+    ("chain_sum:min_terms=--5", "write name=number"),
     ("countdown", "cannot be trusted"), ("puzzle24", "cannot be trusted")])
 def test_gym_names_that_cannot_be_made(gym, name, says):
     with pytest.raises(UserError, match=says) as e:
