@@ -92,6 +92,13 @@ def parts_of(row: dict) -> tuple[str, str]:
     return cut(text[:end], 4000), cut(text[end:], 1500).strip()
 
 
+def gold(row: dict) -> str:
+    """The right answer of a sample; of a reasoning_gym problem its text, without the rest of the entry."""
+    answer = row.get("answer", "")
+    entry = answer.get("entry") if isinstance(answer, dict) else None
+    return cut(entry.get("answer", answer) if isinstance(entry, dict) else answer, 400)
+
+
 def is_right(row: dict) -> bool:
     return isinstance(row.get("parts"), dict) and row["parts"].get("accuracy") == 1
 
@@ -111,7 +118,7 @@ def sample_html(row: dict) -> str:
     (above, below), (thinking, rest) = facts(row), parts_of(row)
     verdict, lang = ("right" if is_right(row) else "wrong"), h(row.get("lang", ""))
     items = [("question", cut(row.get("prompt", ""), 1500)), ("thinking", thinking), ("answer", rest or "(nothing)"),
-             ("gold", cut(row.get("answer", ""), 400))]
+             ("gold", gold(row))]
     body = "".join(f'<dt>{name}</dt><dd class="{name}" lang="{lang}">{h(text)}</dd>' for name, text in items if text)
     return (f'<article class="{verdict}"><header><b>{verdict}</b> {h(above)}</header><dl>{body}</dl>'
             f"<footer>{h(below)}</footer></article>")

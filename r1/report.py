@@ -13,12 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from r1.files import write_text
-from r1.page import (CONTROL, STYLE, cut, details, facts, h, html_table, is_right, line_chart, number, parts_of, percent,
+from r1.page import (CONTROL, STYLE, cut, details, facts, gold, h, html_table, is_right, line_chart, number, parts_of, percent,
                      sample_html)
 
 # AIME 2024 pass@1 of the paper's checkpoints (R1 v1 figure 2 and tables 2 and 6, v2 table 3).
 PAPER = {"base": "15.6", "zero": "71.0 / 77.9", "dev1": "59.0", "dev2": "74.0", "dev3": "78.1", "r1": "79.8",
          "student": "72.6", "student_rl": "47.0"}
+PAPER_HEAD = ["paper (AIME 2024)"]
 PAPER_NOTE = ("The last column, for orientation only, is AIME 2024 pass@1 of the paper's checkpoint in that role: another model, "
               "another task. R1-Zero starts at 15.6 and ends at 71.0 (paper v1) or 77.9 (v2), 86.7 by majority of 64; "
               "the students are Distill-Qwen-32B and Qwen-32B-Zero.")
@@ -131,8 +132,13 @@ def stage_table(results: dict) -> str:
             for name in names:
                 f = figures(domains(s).get(name, {}), s["eval"].get("k"))
                 row += [f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5]]
-            rows.append([*row, minutes(s), PAPER.get(s["name"], "")])
-    return markdown_table([*head, "minutes", "paper (AIME 2024)"], rows)
+            rows.append([*row, minutes(s), *paper(results, s)])
+    return markdown_table([*head, "minutes", *PAPER_HEAD[:len(paper(results, {}))]], rows)
+
+
+def paper(run: dict, stage: dict) -> list[str]:
+    """The cell of the paper's column; a run in which no stage has a checkpoint of the paper's has no such column."""
+    return [PAPER.get(stage.get("name"), "")] if any(s["name"] in PAPER for s in run.get("stages", [])) else []
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -221,7 +227,7 @@ def about(run: dict) -> str:
 def markdown(root: Path, run: dict) -> str:
     out = [f"# {run['title']}", about(run)]
     if all_domains(run):
-        out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), PAPER_NOTE]
+        out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), *[PAPER_NOTE] * len(paper(run, {}))]
     if lines := headlines(run):
         out += ["## What changed", "\n".join(f"- {line}" for line in lines)]
     if rows := counts_rows(root, run):
@@ -231,7 +237,7 @@ def markdown(root: Path, run: dict) -> str:
     for name in sorted(found, key=lambda n: n not in ("base", "zero", "r1"))[:3]:
         row, (above, below) = found[name], facts(found[name])
         text = f"{cut(row.get('prompt', ''), 1500)}\n\n" + "\n".join(p for p in parts_of(row) if p)
-        text = f"{text}\n\ngold: {cut(row.get('answer', ''), 400)}".translate(CONTROL)
+        text = f"{text}\n\ngold: {gold(row)}".translate(CONTROL)
         fence = "`" * (1 + max([2, *map(len, re.findall("`+", text))]))
         out += [f"**{name}**, {'right' if is_right(row) else 'wrong'}: {above} · {below}", f"{fence}text\n{text}\n{fence}"]
     return "\n\n".join(out) + "\n"
@@ -256,15 +262,15 @@ def stages_html(run: dict) -> str:
     for s in run["stages"]:
         if domains(s):
             cells = [c for name in names for c in figures(domains(s).get(name, {}), s["eval"].get("k"))]
-            rows.append([s["name"], *cells, minutes(s), PAPER.get(s["name"], "")])
+            rows.append([s["name"], *cells, minutes(s), *paper(run, s)])
     if not rows:
         return ""
     head = ["stage"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names)
-    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th colspan="2"></th></tr>'
+    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th></th>' * (1 + len(paper(run, {}))) + "</tr>"
     changes = "".join(f"<li>{h(line)}</li>" for line in headlines(run))
-    return (html_table([*head, "minutes", "paper (AIME 2024)"], rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
+    return (html_table([*head, "minutes", *PAPER_HEAD[:len(paper(run, {}))]], rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
             + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(k)} samples per problem, ± its standard '
-            f"error over problems. {h(PAPER_NOTE)}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
+            f"error over problems. {h(PAPER_NOTE) if paper(run, {}) else ''}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
 
 
 def zero_html(root: Path, run: dict) -> str:

