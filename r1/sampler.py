@@ -37,10 +37,11 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
 def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
 
-    All in float64, by inverse CDF: a token of probability 0 is never drawn. Raises ValueError for non-finite rows."""
+    All in float64, by inverse CDF: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
     bad = ~torch.isfinite(logits.amax(dim=-1))
     if bad.any():
-        raise ValueError(f"row {int(bad.nonzero()[0])}: the model's logits are not finite")
+        raise UserError(f"row {int(bad.nonzero()[0])}: the model's logits are not finite: training has diverged (try a lower lr), "
+                        f"or its weights are damaged")
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
         return token, torch.zeros_like(token, dtype=torch.float64)

@@ -314,7 +314,7 @@ def test_greedy_takes_the_most_likely_token_and_low_temperatures_approach_it(tin
 def test_logits_that_are_not_finite_are_an_error_with_the_row(bad, temperature):
     logits = torch.zeros(4, 6)
     logits[2, 5] = bad
-    with pytest.raises(ValueError, match="row 2: the model's logits are not finite"):
+    with pytest.raises(UserError, match="row 2: the model's logits are not finite"):
         draw(logits, grid(4), Sample(temperature=temperature))
     with pytest.raises(ValueError, match="row 0"):
         draw(torch.full((1, 6), -math.inf), grid(1), Sample(temperature=temperature))
@@ -335,6 +335,6 @@ def test_sampling_leaves_no_graph_and_the_mode_it_found(tiny_model, training):
     assert all(torch.equal(a, b) and b.grad is None for a, b in zip(before, tiny_model.parameters(), strict=True))
     with torch.no_grad():
         tiny_model.norm.weight.fill_(math.nan)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         go(tiny_model)
     assert tiny_model.training is training and torch.is_grad_enabled()
