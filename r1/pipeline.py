@@ -51,7 +51,7 @@ def run_stage(stage: cfgs.Stage, folder: Folder) -> None:
     STAGES[stage.kind](stage, folder)
     seconds = time.perf_counter() - began
     write_text(folder.path / "done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
-    print(f"{stage.name}: done in {seconds:.0f} s")
+    print(f"{stage.name}: done in {seconds:.0f} s", flush=True)
 
 
 def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
@@ -62,7 +62,7 @@ def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     result = evaluation.evaluate(cfg.evaluate, folder, template)
     print(f"{stage.name}: " + "; ".join(
         f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
-        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
+        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains), flush=True)
 
 
 def settings(stage: cfgs.Stage, folder: Folder) -> dict:

@@ -1,5 +1,7 @@
 """What the tests share: one thread, a small random model, a tokenizer of the tiny world, and slow tests on demand."""
 import itertools
+import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -57,3 +59,23 @@ def tiny_model():
 def tokenizer() -> Tokenizer:
     """Trained on 2,000 documents of the tiny world's corpus."""
     return Tokenizer.train(itertools.islice(world.corpus(0, 0.1, 0.4), 2000), 768)
+
+
+class Killed(BaseException):
+    pass
+
+
+def die_at(monkeypatch, n):
+    """Raise Killed at the n-th call that changes the disk."""
+    left = iter(range(n - 1, -1, -1))
+
+    def dying(real):
+        def call(*args, **kwargs):
+            if next(left, 1) == 0:
+                raise Killed
+            return real(*args, **kwargs)
+        return call
+
+    for name in ("rename", "fsync", "chmod"):
+        monkeypatch.setattr(os, name, dying(getattr(os, name)))
+    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import Killed, die_at
 from safetensors.torch import load_file, save_file
 
 from r1.checkpoint import load_model, save_model
@@ -136,26 +137,6 @@ def test_save_replaces_a_model_and_nothing_else(tmp_path):
     for precious in (tmp_path / "m", tmp_path):
         with pytest.raises(UserError, match="holds other things than a model.*give a new folder"):
             save_model(precious, a)
-
-
-class Killed(BaseException):
-    pass
-
-
-def die_at(monkeypatch, n):
-    """Raise Killed at the n-th call that changes the disk."""
-    left = iter(range(n - 1, -1, -1))
-
-    def dying(real):
-        def call(*args, **kwargs):
-            if next(left, 1) == 0:
-                raise Killed
-            return real(*args, **kwargs)
-        return call
-
-    for name in ("rename", "fsync", "chmod"):
-        monkeypatch.setattr(os, name, dying(getattr(os, name)))
-    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
 
 
 def test_save_survives_a_kill_at_any_call(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+from conftest import Killed, die_at
 
 from r1.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from r1.model import ModelConfig, Transformer
@@ -36,26 +37,6 @@ def test_state_round_trip_keeps_two(tmp_path, capsys):
         shutil.copytree(tmp_path / "step-00000012", tmp_path / left)
     assert_state(load_state(tmp_path), 12)
     assert names(tmp_path) == ["step-00000009", "step-00000012"] and not capsys.readouterr().err
-
-
-class Killed(BaseException):
-    pass
-
-
-def die_at(monkeypatch, n):
-    """Raise Killed at the n-th call that changes the disk."""
-    left = iter(range(n - 1, -1, -1))
-
-    def dying(real):
-        def call(*args, **kwargs):
-            if next(left, 1) == 0:
-                raise Killed
-            return real(*args, **kwargs)
-        return call
-
-    for name in ("rename", "fsync", "chmod"):
-        monkeypatch.setattr(os, name, dying(getattr(os, name)))
-    monkeypatch.setattr(shutil, "rmtree", dying(shutil.rmtree))
 
 
 def test_save_survives_a_kill_at_any_call(tmp_path, monkeypatch, capsys):
