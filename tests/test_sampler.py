@@ -316,7 +316,7 @@ def test_logits_that_are_not_finite_are_an_error_with_the_row(bad, temperature):
     logits[2, 5] = bad
     with pytest.raises(UserError, match="row 2: the model's logits are not finite"):
         draw(logits, grid(4), Sample(temperature=temperature))
-    with pytest.raises(ValueError, match="row 0"):
+    with pytest.raises(UserError, match="row 0"):
         draw(torch.full((1, 6), -math.inf), grid(1), Sample(temperature=temperature))
 
 
