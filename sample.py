@@ -148,10 +148,10 @@ def measure(args, model, tokenizer, eos) -> None:
 
     cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
     columns = ["problems", "pass@1", "se", f"cons@{args.k}", f"pass@{args.k}", "format", "language", "length", "truncated"]
+    sets = {s: draw(open_sources({s: 1}), args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
     print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))
-    for source in args.data.split(","):
-        drawn = draw(open_sources({source: 1}), args.problems, f"test/{source}", test=True)
-        groups = run(model, tokenizer, list({p.id: p for p in drawn}.values()), args.template or None, cfg, args.seed, eos, source)
+    for source, problems in sets.items():
+        groups = run(model, tokenizer, list({p.id: p for p in problems}.values()), args.template or None, cfg, args.seed, eos, source)
         row = summary(groups)
         figures[source] = {**row, **split(groups)}
         print(f"{source:24} " + " ".join(f"{row[c]:9.3f}" if isinstance(row[c], float) else f"{row[c]:9}" for c in columns))

@@ -33,6 +33,11 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
     stages = [s for s in cfg.stages if only in ("", s.name)]
     refuse_changes(cfg, root)
     check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        write_results(cfg, root)
+    except OSError as e:
+        raise UserError(f"nothing can be written to {root}: {e.strerror}; choose another out=DIR") from e
     for stage in stages:
         folder = Folder(root, stage.name, cfg.seed, device, cfg.templates)
         if not is_done(root, stage.name):
