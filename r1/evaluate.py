@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import defaultdict
 
 from r1 import checkpoint
@@ -24,13 +25,14 @@ from r1.verify import extract
 def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
     model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
-    eos = eos_ids(folder.model)
+    eos, began = eos_ids(folder.model), time.perf_counter()
     result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": settings(cfg, folder, template)}, []
     for domain, mix in cfg.domains.items():
         problems = list({p.id: p for p in draw(open_sources(mix), cfg.problems, f"test/{domain}", test=True)}.values())
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
         result[domain] = {**summary(groups), **split(groups)}
         rows += [{"domain": domain, **s.record()} for g in groups for s in g]
+    result["seconds"] = round(time.perf_counter() - began, 1)
     write_jsonl(folder.path / "eval_samples.jsonl", rows)
     write_text(folder.path / "eval.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result

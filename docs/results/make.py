@@ -60,9 +60,12 @@ def table(results: list[dict]) -> str:
         rows.append([f"`{name}`", spread(get("pass@1")), spread(get(f"cons@{k}")), spread(get("length"), False),
                      spread(get("language")), spread(get("format")), spread(get("pass@1", "general")), PAPER.get(name, "")])
     minutes = [sum(s["done"]["seconds"] for s in r["stages"]) / 60 for r in results]
+    judging = [sum(s["eval"]["seconds"] for s in r["stages"] if "eval" in s) / 60 for r in results
+               if all("seconds" in s["eval"] for s in r["stages"] if "eval" in s)]
     h, problems = results[0]["hardware"], results[0]["stages"][0]["eval"]["reasoning"]["problems"]
     note = (f"Per cent, mean ± standard deviation over {len(results)} seeds; {problems} held-out problems, {k} samples each at T 0.6, "
-            f"top-p 0.95. {h['cpus']} CPU cores, torch {h['torch']}; training took {spread(minutes, False)} minutes a seed. "
+            f"top-p 0.95. {h['threads']} thread(s) of a machine with {h['cpus']} CPU cores, two runs side by side, torch {h['torch']}: "
+            f"training took {spread(minutes, False)} minutes a seed, evaluation {spread(judging, False)}. "
             "The last column is another model on another task: compare directions, not values.")
     return "\n".join("| " + " | ".join(r) + " |" for r in rows) + f"\n\n{note}\n"
 
