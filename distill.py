@@ -7,6 +7,7 @@ A student may also be a .yaml whose last stage makes it. The stages are those of
 `traces.problems=2000` or `distilled.epochs=3` change them. Running it again continues where it stopped.
 """
 import argparse
+import shlex
 import sys
 
 from r1 import config
@@ -32,7 +33,7 @@ def main() -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues: python {' '.join(sys.argv)}", file=sys.stderr)
+        print(f"\nstopped; the same command continues: python {shlex.join(sys.argv)}", file=sys.stderr)
         return 130
     return 0
 

@@ -6,6 +6,7 @@
     python train.py configs/tiny.yaml --only zero              one stage
 """
 import argparse
+import shlex
 import sys
 
 from r1 import config
@@ -30,7 +31,7 @@ def main() -> int:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues: python {' '.join(sys.argv)}", file=sys.stderr)
+        print(f"\nstopped; the same command continues: python {shlex.join(sys.argv)}", file=sys.stderr)
         return 130
     return 0
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from pathlib import Path
 
@@ -56,6 +57,7 @@ def run_stage(stage: cfgs.Stage, folder: Folder) -> None:
     STAGES[stage.kind](stage, folder)
     seconds = time.perf_counter() - began
     write_text(folder.path / "done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
+    shutil.rmtree(folder.path / "state", ignore_errors=True)       # three times the model's size, and of no more use
     print(f"{stage.name}: done in {seconds:.0f} s", flush=True)
 
 
