@@ -53,9 +53,8 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
 def run_stage(stage: cfgs.Stage, folder: Folder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     write_text(folder.path / "config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
-    began = time.perf_counter()
     STAGES[stage.kind](stage, folder)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - folder.began
     write_text(folder.path / "done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
     shutil.rmtree(folder.path / "state", ignore_errors=True)       # three times the model's size, and of no more use
     print(f"{stage.name}: done in {seconds:.0f} s", flush=True)

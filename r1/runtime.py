@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ class Folder:
     seed: int
     device: str
     templates: dict[str, str]
+    began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
 
     @property
     def path(self) -> Path:
@@ -69,14 +70,16 @@ class Folder:
         tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
         for part, names in _parts(model, optimizer):
             tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(part, names).items()}
-        checkpoint.save_state(self.path / "state", step, tensors | {f"more.{k}": v for k, v in more.items()}, {})
+        checkpoint.save_state(self.path / "state", step, tensors | {f"more.{k}": v for k, v in more.items()},
+                              {"seconds": time.perf_counter() - self.began})
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> tuple[int, dict[str, Tensor]]:
         """Steps done and the `more` tensors of the newest whole state; (0, {}) at a fresh start.
 
         Metrics and samples are cut back to that step, so that no step stands twice."""
         found = checkpoint.load_state(self.path / "state")
-        step, tensors, _ = found if found else (0, {}, {})
+        step, tensors, meta = found if found else (0, {}, {})
+        self.began -= meta.get("seconds", 0.0)
         for name in ("metrics.jsonl", "samples.jsonl"):
             _cut(self.path / name, step)
         if not found:

@@ -8,6 +8,7 @@ from conftest import Killed, die_at
 
 from r1.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
 from r1.model import ModelConfig, Transformer
+from r1.runtime import Folder
 from r1.types import UserError
 
 TENSORS = {"a": torch.randn(3, 4), "half": torch.randn(5).bfloat16(), "rng": torch.get_rng_state(),
@@ -173,3 +174,15 @@ def test_optimizer_state_must_fit():
         load_optimizer(adam(model)[0], order, tensors)
     with pytest.raises(ValueError, match="names for the"):
         optimizer_tensors(optimizer, order[1:])
+
+
+def test_a_stage_that_was_interrupted_counts_its_time_before(tmp_path):
+    model = Transformer(TINY).init_weights(0)
+    optimizer, _ = adam(model)
+    first = Folder(tmp_path, "stage", 0, "cpu", {})
+    first.began -= 100                        # it has run for so many seconds
+    first.save(1, model, optimizer)
+    second = Folder(tmp_path, "stage", 0, "cpu", {})
+    started = second.began
+    assert second.resume(model, optimizer)[0] == 1
+    assert 100 <= started - second.began < 110
