@@ -133,7 +133,8 @@ def test_ctrl_c_is_a_sentence_and_the_run_continues(tmp_path):
     file = tmp_path / "mini.yaml"
     file.write_text(MINI.format(out=tmp_path / "out").replace("steps: 6", "steps: 2000"))
     p = subprocess.Popen([sys.executable, "train.py", str(file)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"})
+                         env={**os.environ, "OMP_NUM_THREADS": "1"},
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a shell's "&" ignores it
     metrics = tmp_path / "out/base/metrics.jsonl"
     deadline = time.time() + 60
     while time.time() < deadline and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 4):
