@@ -13,8 +13,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Callable
 
-from .types import Problem, Score, UserError
-from .verify import verify
+from r1.accuracy import accuracy
+from r1.types import Problem, Score, UserError
 
 Reward = Callable[[Problem, str], float]
 
@@ -28,7 +28,7 @@ def score(problem: Problem, completion: str, finish: str, weights: dict[str, flo
     Never raises: what `extra` raises makes custom 0.0 and the reason "custom_error:<Type>", a value that
     is not finite becomes 0.0. Source: DeepSeek-R1, sections 2.2.2 (accuracy, format) and 2.3.2 (language).
     """
-    right, reason = verify(problem, completion)
+    right, reason = accuracy(problem, completion)
     parts = {"accuracy": float(right), "format": format_reward(completion, finish),
              "language": language_reward(problem.lang, completion)}
     if extra is not None:

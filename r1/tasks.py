@@ -16,11 +16,11 @@ import re
 from collections.abc import Callable
 
 from r1 import world
+from r1.accuracy import check_gold
 from r1.files import read_jsonl
 from r1.rewards import check_lang
 from r1.strict import nearest
 from r1.types import Problem, UserError
-from r1.verify import check_gold
 
 Source = Callable[[random.Random, bool], Problem]     # (random numbers, test side?) -> a problem
 

@@ -6,16 +6,13 @@ is an error of the data, found by `check_gold` when the data is loaded.
 """
 from __future__ import annotations
 
-import difflib
 import math
 import re
-from collections import Counter
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
 from r1.expr import Group, NotExpression, TooBig, equal, value_of
-from r1.types import Problem, UserError
 
 MAX_WINDOW = 20_000   # characters after the reasoning in which an answer is looked for
 MAX_TEXT = 4_000      # characters of an answer
@@ -98,16 +95,16 @@ _SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^])([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
 
 
-def _normal(text: str) -> str:
+def normal(text: str) -> str:
     """`text` in one spelling: ASCII signs, no delimiters or layout commands, single spaces. May raise TooBig."""
-    if len(text) > MAX_TEXT or len(text := _ascii(text)) > MAX_TEXT:   # some characters grow: ½
+    if len(text) > MAX_TEXT or len(text := plain(text)) > MAX_TEXT:   # some characters grow: ½
         raise TooBig
     for pattern, by in _REWRITES:
         text = pattern.sub(by, text)
     return " ".join(text.split()).rstrip(" .,;:?。、")
 
 
-def _ascii(text: str) -> str:
+def plain(text: str) -> str:
     """ASCII for digits of any script, full-width forms and the usual signs; superscripts become powers."""
     if not text.isascii():
         text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
@@ -146,7 +143,7 @@ def parse(text: str) -> Fraction | float | Group | str | None:
     Exact where it can be: only pi and roots that are not rational make a float. Never raises.
     """
     try:
-        text = _normal(text)
+        text = normal(text)
         return value_of(_bare(text))
     except NotExpression:
         return _word(text)
@@ -154,14 +151,7 @@ def parse(text: str) -> Fraction | float | Group | str | None:
         return None
 
 
-# ---------------------------------------------------------------- kinds: (gold, answer text) -> reason
-
-def _judge_math(gold: Any, answer: str) -> str:
-    value = parse(answer)
-    if value is None:
-        return "unparsed"
-    return "ok" if equal(_gold_value(gold), value) else "wrong"
-
+# ---------------------------------------------------------------- the verdict
 
 def _gold_value(gold: Any) -> Any:
     """The value of a gold answer of kind "math": a number, or a string with or without its box."""
@@ -172,105 +162,20 @@ def _gold_value(gold: Any) -> Any:
     return parse(repr(gold)) if isinstance(gold, float) and math.isfinite(gold) else None
 
 
-_AROUND = " .,;:!?\"'`()[]{}<>*“”‘’（）【】《》「」『』〈〉。，、；：！？…"
+def is_gold(gold: Any) -> bool:
+    """Whether a gold answer can be read."""
+    return _gold_value(gold) is not None
 
 
-def _judge_text(gold: str, answer: str) -> str:
-    return "ok" if _folded(answer) == _folded(gold) else "wrong"
-
-
-def _folded(text: str) -> str:
-    """How kind "text" compares: single spaces, no case, no punctuation around it."""
-    text = re.sub(r"\\text(?:bf|it)?\s?\{([^{}]*)\}", r"\1", _ascii(text))
-    return " ".join(text.split()).strip(_AROUND).casefold()
-
-
-# an operator with nothing on its left (also the second of **), or a number or bracket right behind another
-_NOT_COUNTDOWN = re.compile(r"[^-+*/()0-9 ]|(?:^|[-+*/(]) ?[-+*/]|[0-9)] ?\(|\) ?[0-9]|[0-9] [0-9]")
-
-
-def _judge_countdown(gold: dict, answer: str) -> str:
-    """An expression in + - * / that has each number exactly once and is exactly the target."""
-    text, equals, result = (part.strip() for part in _normal(answer).partition("="))
-    value = parse(text)
-    if _NOT_COUNTDOWN.search(text) or not isinstance(value, Fraction):
-        return "unparsed"
-    if Counter(map(int, re.findall("[0-9]+", text))) != Counter(gold["numbers"]) or value != gold["target"]:
-        return "wrong"
-    return "ok" if not equals or parse(result) == value else "wrong"
-
-
-# Of reasoning-gym 0.1.25: they give the model's text to eval, by themselves or by sympy; the last but one takes
-# any text for right, the last takes seconds over a row of negations.
-_UNSAFE_GYM_TASKS = frozenset(
-    "binary_matrix countdown intermediate_integration n_queens polynomial_multiplication puzzle24 "
-    "simple_integration spiral_matrix string_insertion game_of_life_halting propositional_logic".split())
-
-
-def _judge_reasoning_gym(gold: dict, answer: str) -> str:
-    if gold["task"] in _UNSAFE_GYM_TASKS or re.search("[eE][-+]?[0-9]{4}", answer):   # Fraction("1e999999999") hangs
-        return "unparsed"
-    return "ok" if _gym_score(gold["task"])(answer, gold["entry"]) == 1.0 else "wrong"
-
-
-@lru_cache(maxsize=None)
-def _gym_score(task: str) -> Any:
-    import reasoning_gym   # an optional extra, and slow to import
-
-    return reasoning_gym.get_score_answer_fn(task)
-
-
-KINDS = {"math": _judge_math, "text": _judge_text, "countdown": _judge_countdown,
-         "reasoning_gym": _judge_reasoning_gym}
-
-
-def verify(problem: Problem, completion: str) -> tuple[bool, str]:
-    """Whether a completion answers its problem, and why not: ok, wrong, no_answer, unparsed, too_long or error.
-
-    Never raises. Source: the accuracy reward of DeepSeek-R1, section 2.2.2.
-    """
-    try:
-        answer = extract(completion)
-        if answer is None:
-            return False, "no_answer"
-        if len(answer) > MAX_TEXT:
-            raise TooBig
-        reason = KINDS[problem.kind](problem.answer, answer)
-        return reason == "ok", reason
-    except TooBig:
+def verify(gold: Any, completion: str) -> tuple[bool, str]:
+    """Whether a completion gives the gold answer, and why not: ok, wrong, no_answer, unparsed or too_long. Never raises."""
+    answer = extract(completion)
+    if answer is None:
+        return False, "no_answer"
+    if len(answer) > MAX_TEXT:
         return False, "too_long"
-    except Exception:   # a rule must not stop a run; the metrics count this reason
-        return False, "error"
-
-
-def check_gold(problem: Problem) -> None:
-    """Raises UserError, naming the problem, where its kind is unknown or its gold answer cannot be read."""
-    where, kind, gold = f"{problem.task} problem {problem.id!r}", problem.kind, problem.answer
-    if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0)
-        raise UserError(f"{where}: unknown kind {kind!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if kind == "math":
-        good = _gold_value(gold) is not None
-    elif kind == "text":
-        good = isinstance(gold, str) and len(gold) <= MAX_TEXT and _folded(gold) != ""
-    elif not isinstance(gold, dict):
-        good = False
-    elif kind == "countdown":
-        numbers = gold.get("numbers")
-        good = isinstance(numbers, (list, tuple)) and numbers and all(
-            type(number) is int for number in [*numbers, gold.get("target")])
-    else:
-        good = isinstance(gold.get("entry"), dict) and _check_gym_task(where, gold.get("task"))
-    if not good:
-        raise UserError(f"{where}: the gold answer {str(gold)[:80]!r} cannot be read as kind {kind!r}")
-
-
-def _check_gym_task(where: str, task: Any) -> bool:
-    if task in _UNSAFE_GYM_TASKS:
-        raise UserError(f"{where}: the verifier of the reasoning-gym task {task!r} cannot be trusted with any text")
-    try:
-        return callable(_gym_score(task))
-    except ImportError:
-        raise UserError(f"{where}: kind 'reasoning_gym' needs `pip install reasoning-gym`") from None
-    except Exception:   # whatever the library says to a name that it does not know
-        return False
+    value = parse(answer)
+    if value is None:
+        return False, "unparsed"
+    ok = equal(_gold_value(gold), value)
+    return ok, "ok" if ok else "wrong"

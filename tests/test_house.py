@@ -14,11 +14,12 @@ FILES = {p.stem: p for p in sorted((ROOT / "r1").glob("*.py")) if p.stem != "__i
 # Floors, the lowest first, each module with all that it may import of r1. A module stands below those that import it.
 HOUSE = [
     {"types": "", "expr": "", "model": "", "losses": "", "page": ""},
-    {"strict": "types", "world": "types", "verify": "expr types", "data": "types", "files": "types", "tokenizer": "types",
+    {"strict": "types", "world": "types", "verify": "expr", "sandbox": "types", "data": "types", "files": "types", "tokenizer": "types",
      "hf_config": "model types"},
-    {"report": "files page", "config": "strict types", "rewards": "verify types", "checkpoint": "hf_config model types",
+    {"report": "files page", "config": "strict types", "accuracy": "expr sandbox types verify", "checkpoint": "hf_config model types",
      "optim": "data losses types"},
-    {"tasks": "files rewards strict types verify world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
+    {"rewards": "accuracy types"},
+    {"tasks": "accuracy files rewards strict types world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
     {"runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
     {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config losses model optim rewards rollout runtime tasks tokenizer types",
@@ -30,8 +31,8 @@ HOUSE = [
 ]
 FLOOR = {name: i for i, floor in enumerate(HOUSE) for name in floor}
 MAY = {name: set(known.split()) for floor in HOUSE for name, known in floor.items()}
-NO_TORCH = ["types", "strict", "config", "expr", "verify", "rewards", "world", "files", "tasks", "tokenizer", "page", "report"]
-NO_TEXT = {"tokenizer", "rewards", "verify", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
+NO_TORCH = ["types", "strict", "config", "expr", "verify", "sandbox", "accuracy", "rewards", "world", "files", "tasks", "tokenizer", "page", "report"]
+NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}
 EXTRA = {"gguf", "reasoning_gym"}
@@ -117,7 +118,7 @@ def test_no_torch_is_loaded():
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["expr", "verify", "rewards", "world", "types", "page", "report"])
+@pytest.mark.parametrize("name", ["expr", "verify", "sandbox", "accuracy", "rewards", "world", "types", "page", "report"])
 def test_the_rules_need_only_the_standard_library(name):
     assert not {d.split(".")[0] for d, inside in imports(tree(name)) if not inside} - sys.stdlib_module_names - {"r1"}
 

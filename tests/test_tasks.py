@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 from r1 import world
+from r1.accuracy import accuracy
 from r1.rewards import score
 from r1.tasks import draw, open_source, open_sources
 from r1.types import Problem, UserError
-from r1.verify import verify
 
 ROOT = Path(__file__).parent.parent
 GRADED = [(f, level) for f in world.REASONING for level in world.FAMILIES[f][1]]
@@ -104,7 +104,7 @@ def test_gold_answers_are_accepted_and_wrong_ones_are_not(family, test):
             assert p.answer.isascii() == (lang == "en")
             wrong = [steps[lang], p.prompt, f"{p.answer} {p.answer}", p.answer[:-1]]
         for w in wrong:
-            assert not verify(p, f"<think>{world.answer_text(p)}</think><answer>{w}</answer>")[0], (p, w)
+            assert not accuracy(p, f"<think>{world.answer_text(p)}</think><answer>{w}</answer>")[0], (p, w)
 
 
 WORDS = dict(zip(  # an own dictionary
@@ -333,7 +333,7 @@ def test_a_file_of_problems_with_and_without_the_optional_fields(tmp_path):
     found = {p.prompt: p for p in everything(mine(tmp_path, {"prompt": "1/2 + 1/4?", "answer": "3/4"}, full, numbers_))}
     assert found["1/2 + 1/4?"] == Problem("jsonl", hashlib.sha256(b"1/2 + 1/4?").hexdigest()[:16], "1/2 + 1/4?", "3/4", "math", "en", 0)
     assert found[full["prompt"]] == Problem("cars", "c7", full["prompt"], "红", "text", "zh", 3)
-    say = lambda p, a: verify(found[p], f"<answer>{a}</answer>")[0]  # noqa: E731
+    say = lambda p, a: accuracy(found[p], f"<answer>{a}</answer>")[0]  # noqa: E731
     assert say("1/2 + 1/4?", "0.75") and not say("1/2 + 1/4?", "0.7")
     assert say(full["prompt"], "红") and not say(full["prompt"], "绿")
     assert say(numbers_["prompt"], "2*2+3") and not say(numbers_["prompt"], "2+3+2+0") and not say(numbers_["prompt"], "7")

@@ -8,15 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from r1.types import Problem, UserError
-from r1.verify import check_gold, equal, extract, last_boxed, parse, verify
+from r1.verify import equal, extract, is_gold, last_boxed, parse, verify
 
 LIMIT = 0.02   # seconds for any answer
 CASES = Path("../shared/data/math_verify_cases.jsonl")   # a public test suite, where it is present
-
-
-def problem(answer, kind="math"):
-    return Problem(task="t", id="p1", prompt="?", answer=answer, kind=kind)
 
 
 def timed(function, *args):
@@ -107,8 +102,8 @@ WRONG = [
 @pytest.mark.parametrize("gold, answer, expected",
                          [(g, a, True) for g, a in RIGHT] + [(g, a, False) for g, a in WRONG])
 def test_math(gold, answer, expected):
-    check_gold(problem(gold))
-    (ok, reason), seconds = timed(verify, problem(gold), f"<think>so</think><answer>{answer}</answer>")
+    assert is_gold(gold)
+    (ok, reason), seconds = timed(verify, gold, f"<think>so</think><answer>{answer}</answer>")
     assert ok is expected and (reason == "ok") is expected and seconds < LIMIT
 
 
@@ -135,14 +130,13 @@ BOMBS = {
 @pytest.mark.parametrize("name", BOMBS)
 @pytest.mark.parametrize("form", ["\\boxed{%s}", "<answer>%s</answer>", "The answer is %s"])
 def test_bombs(name, form):
-    for kind, gold in [("math", 1), ("text", "x"), ("countdown", {"numbers": [3, 5, 7], "target": 22})]:
-        (ok, reason), seconds = timed(verify, problem(gold, kind), form % BOMBS[name])
-        assert not ok and reason != "error" and seconds < LIMIT, (kind, reason, seconds)
+    (ok, reason), seconds = timed(verify, 1, form % BOMBS[name])
+    assert not ok and seconds < LIMIT, (reason, seconds)
 
 
 def test_long_text_is_bounded():
     for text in ("\\boxed{" * 100_000, "{}" * 100_000, "<answer>" * 100_000, "</answer>" * 100_000, "\\boxed{1} " * 50_000):
-        assert timed(verify, problem("2"), text)[1] < LIMIT
+        assert timed(verify, "2", text)[1] < LIMIT
 
 
 def test_parse_gives_exact_values():
@@ -160,87 +154,7 @@ def test_only_the_answer_may_be_rounded():
 def test_reasons():
     for completion, reason in [("\\boxed{2}", "ok"), ("\\boxed{3}", "wrong"), ("2", "no_answer"), ("\\boxed{9^9^9}", "unparsed"),
                                ("\\boxed{" + "1" * 5000 + "}", "too_long")]:
-        assert verify(problem("2"), completion) == (reason == "ok", reason)
-    assert verify(problem("2", "nonsense"), "\\boxed{2}") == (False, "error")
-    assert verify(problem({}, "countdown"), "\\boxed{2}") == (False, "error")
-
-
-# ---------------------------------------------------------------- text
-
-@pytest.mark.parametrize("gold, answer, expected", [
-    ("Paris", " paris. ", True), ("Paris", "**Paris**", True), ("Paris", "\u201cParis\u201d", True), ("Paris", "\\text{Paris}", True),
-    ("\u5317\u4eac", "\u300c\u5317\u4eac\u300d\u3002", True), ("\u5317\u4eac", "\u5317\u4eac\uff01", True),
-    ("New York", "new\n  york", True), ("ABC", "\uff21\uff22\uff23", True), ("-5", "-5", True),
-    ("-5", "5", False), ("Paris", "Paris or Rome", False), ("New York", "NewYork", False), ("Paris", "...", False),
-    ("C++", "C", False), ("\u5317\u4eac", "\u4e1c\u4eac", False),
-])
-def test_text(gold, answer, expected):
-    check_gold(problem(gold, "text"))
-    assert verify(problem(gold, "text"), f"<answer>{answer}</answer>")[0] is expected
-
-
-# ---------------------------------------------------------------- countdown
-
-@pytest.mark.parametrize("answer, expected", [
-    ("3*5+7", True), ("3*5+7=22", True), ("7 + 5 \u00d7 3", True), ("(7+(3*5))", True), ("$3 \\times 5 + 7 = 22$", True),
-    ("3*5+7 = 22.", True), ("5*(3+7/5)", False), ("3*5+7=23", False), ("22", False), ("22=22", False), ("22 = 3*5+7", False),
-    ("3*7+5", False), ("3*5", False), ("3*5+7+0", False), ("3*5+7-5+5", False), ("3*5+7*1", False), ("35-7-5-1", False),
-    ("3 5 7", False), ("9**9**9", False), ("3**5", False), ("7+5**3", False), ("3!*5+7", False), ("-3*-5+7", False),
-    ("+3*5+7", False), ("3*(-5)+7", False), ("(3)(5)+7", False), ("3(5)+7", False), ("3*5+7%", False), ("3*5.0+7", False),
-    ("3*5+7 or 22", False), ("3*5+7, 22", False), ("3//5+7", False), ("3*5+7=22=1", False), ("3/(5-5)+7", False),
-    ("eval('3*5+7')", False), ("__import__('os')", False), ("3*5+7#", False), ("\\frac{3*5+7}{1}", False), ("", False),
-])
-def test_countdown(answer, expected):
-    ok, reason = verify(problem({"numbers": [3, 5, 7], "target": 22}, "countdown"), f"<answer>{answer}</answer>")
-    assert ok is expected and reason != "error"
-
-
-@pytest.mark.parametrize("numbers, target, answer, expected", [
-    ([2, 2, 3], 7, "2*2+3", True), ([2, 2, 3], 7, "2*3+1", False), ([2, 2, 3], 5, "2+3", False),
-    ([1, 2, 3, 8], 3, "8/(3-1/3)", False), ([3, 3, 8, 8], 24, "8/(3-8/3)", True),          # exact, not float
-    ([1, 2], 12, "12", False), ([1, 2], 12, "1 2", False), ([12], 12, "12", True), ([3, 5], 35, "3$5", False),
-    ([1, 234], 235, "1,234+1", False), ([1, 234], 1234, "1 234", False), ([2, 4, 2], 4, "2 4/2", False),
-    ([4, 2], -2, "2-4", True), ([4, 2], -2, "2-4=-2", True),
-    ([1, 2], 3, "\uff11+\uff12", True),
-])
-def test_countdown_numbers(numbers, target, answer, expected):
-    assert verify(problem({"numbers": numbers, "target": target}, "countdown"), f"\\boxed{{{answer}}}")[0] is expected
-
-
-# ---------------------------------------------------------------- gold answers
-
-@pytest.mark.parametrize("kind, gold", [
-    ("math", ""), ("math", "\\frac{0}{0}"), ("math", "9^{9^9}"), ("math", None), ("math", True), ("math", [1]),
-    ("math", float("nan")), ("math", "\\boxed{}"), ("math", "1" * 5000), ("text", ""), ("text", "..."), ("text", 5),
-    ("countdown", "3*5+7"), ("countdown", {}), ("countdown", {"numbers": [], "target": 1}),
-    ("countdown", {"numbers": [1, "2"], "target": 3}), ("countdown", {"numbers": [1, 2]}),
-    ("reasoning_gym", {"task": "chain_sum"}), ("reasoning_gym", "chain_sum"),
-    ("reasoning_gym", {"task": "countdown", "entry": {}}),         # its verifier evaluates the model's text
-    ("reasoning_gym", {"task": "no such task", "entry": {}}),      # also without the library
-    ("number", "5"), ("maths", "5"), ("", "5"), (None, "5"),
-])
-def test_bad_gold_is_refused(kind, gold):
-    with pytest.raises(UserError, match="p1"):
-        check_gold(problem(gold, kind))
-
-
-def test_unknown_kind_names_the_nearest():
-    with pytest.raises(UserError, match="did you mean 'math'"):
-        check_gold(problem("5", "maths"))
-
-
-def test_reasoning_gym():
-    gym = pytest.importorskip("reasoning_gym")
-    for task in ("chain_sum", "gcd", "spell_backward"):
-        entry = gym.create_dataset(task, size=1, seed=7)[0]
-        one = problem({"task": task, "entry": entry}, "reasoning_gym")
-        check_gold(one)
-        assert verify(one, f"<answer>{entry['answer']}</answer>") == (True, "ok")
-        assert verify(one, f"<answer>{entry['answer']}1</answer>")[0] is False
-    broken = problem({"task": "gcd", "entry": {}}, "reasoning_gym")
-    assert verify(broken, "<answer>1</answer>") == (False, "error")
-    coin = problem({"task": "coin_flip", "entry": gym.create_dataset("coin_flip", size=1, seed=7)[0]}, "reasoning_gym")
-    assert timed(verify, coin, "<answer>1e999999999</answer>")[0] == (False, "unparsed")
+        assert verify("2", completion) == (reason == "ok", reason)
 
 
 # ---------------------------------------------------------------- anything at all
@@ -248,8 +162,7 @@ def test_reasoning_gym():
 def test_fuzz_never_raises_and_is_bounded():
     rng = random.Random(0)
     seeds = [str(a) for _, a in RIGHT + WRONG] + list(BOMBS.values()) + ["<think>", "</think>", "<answer>", "</answer>"]
-    golds = [problem("5"), problem("\\{1,\\frac12\\}"), problem("(1,2)"), problem("x", "text"),
-             problem({"numbers": [3, 5, 7], "target": 22}, "countdown")]
+    golds = ["5", "\\{1,\\frac12\\}", "(1,2)"]
     for round_ in range(2000):
         pieces = [text[i:i + rng.randint(1, 40)] for text in rng.sample(seeds, 3) if text for i in [rng.randrange(len(text))]]
         text = "".join(pieces) * rng.choice([1, 1, 1, 3, 50])
