@@ -1,8 +1,8 @@
-"""Is this answer right? Extract it, bring it into one spelling, compare its value with the gold answer.
+"""Is this answer right? Extract it, read it, compare its value with the gold answer.
 
-Nothing here raises or hangs, whatever the model wrote: lengths are capped here and the work of arithmetic in
-`expr`, every scan is linear, and a text beyond a cap is simply not an answer. A gold answer that cannot be read
-is an error of the data, found by `check_gold` when the data is loaded.
+Nothing here raises or hangs, whatever the model wrote: lengths are capped here, the work of reading in `latex` and that of
+comparing in `compare`; a text beyond a cap is simply not an answer. A gold answer that cannot be read is an error of the data,
+found by `accuracy.check_gold` when the data is loaded.
 """
 from __future__ import annotations
 
@@ -12,18 +12,22 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from r1.expr import Group, NotExpression, TooBig, equal, value_of
+from r1.compare import equal
+from r1.expr import Group, Named, Node, NotExpression, Relation, TooBig
+from r1.latex import value_of
+from r1.spelling import MAX_TEXT, bare, normal, plain, word
 
 MAX_WINDOW = 20_000   # characters after the reasoning in which an answer is looked for
-MAX_TEXT = 4_000      # characters of an answer
+MAX_SHORT = 200       # characters of a text that may be an answer as a whole
 
 
 # ---------------------------------------------------------------- extraction
 
-def extract(text: str) -> str | None:
+def extract(text: str, loose: bool = False) -> str | None:
     """The body of the last <answer> after the reasoning, or else the last box; None: nothing or empty.
 
-    A box inside the body stands for the body. What is inside <think>, closed or not, never counts.
+    A box inside the body stands for the body. What is inside <think>, closed or not, never counts. `loose` falls back
+    on what prose holds (see `_from_prose`): for evaluation and gold answers, never for training.
     Source: DeepSeek-R1, section 2.2.2 (boxed answers) and its prompt template (tags).
     """
     text = text.rpartition("</think>")[2].partition("<think>")[0][-MAX_WINDOW:]
@@ -31,14 +35,16 @@ def extract(text: str) -> str | None:
         return None
     before, closing, _ = text.rpartition("</answer>")
     _, opening, body = before.rpartition("<answer>")
-    boxed = last_boxed(body if closing and opening else text)
-    if boxed is None and closing and opening:
-        boxed = body
-    return (boxed or "").strip() or None
+    if closing and opening:
+        boxed = last_boxed(body)
+        return (body if boxed is None else boxed).strip() or None
+    boxed = _anchored(text) if loose else None
+    boxed = last_boxed(text) if boxed is None else boxed
+    return (_from_prose(text) if boxed is None and loose else boxed or "").strip() or None
 
 
 _BRACE = re.compile(r"\\boxed\s{0,3}\{|\\.|[{}]", re.DOTALL)
-_CONNECTIVE = re.compile(r"(?:[\s$,;]|\\quad|\\text\{ ?(?:and|or) ?\}|and\b|or\b|和|或)+")
+_CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}|and\b|or\b|和|或)+(?:[a-zA-Z](?:_\{?\w\}?)? ?= ?)?")
 
 
 def last_boxed(text: str) -> str | None:
@@ -53,110 +59,106 @@ def last_boxed(text: str) -> str | None:
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
             boxes.append((box[0], match.end(), text[box[1]:match.start()]))
-    if not boxes:
+    return _joined(text, boxes)
+
+
+def _joined(text: str, found: list[tuple[int, int, str]]) -> str | None:
+    """The last of (start, end, content), with those before it over connectives."""
+    if not found:
         return None
-    first = len(boxes) - 1
-    while first and _CONNECTIVE.fullmatch(text, boxes[first - 1][1], boxes[first][0]):
+    first = len(found) - 1
+    while first and _CONNECTIVE.fullmatch(text, found[first - 1][1], found[first][0]):
         first -= 1
-    return ", ".join(content for _, _, content in boxes[first:])
+    return ", ".join(content for _, _, content in found[first:])
 
 
-# ---------------------------------------------------------------- one spelling, one value
-
-_CHARS = str.maketrans({
-    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},   # full-width forms
-    **{c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},               # NFKC would make x2 of x²
-    **{c: f"\\frac{{{p}}}{{{q}}}" for c, p, q in ["½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅙16", "⅛18"]},
-    **dict.fromkeys("−–﹣", "-"), **dict.fromkeys("×·⋅∙✕", "*"), **dict.fromkeys("÷⁄∕", "/"),
-    **dict.fromkeys("\u00a0\u2009\u202f\u3000", " "), "°": "", "π": "\\pi ",
-})
-_REWRITES = [(re.compile(pattern), by) for pattern, by in [
-    (r"\\?[$€£¥]|\\(?:left|right|displaystyle|boxed)(?![A-Za-z])|\^\s?\{?\\circ\b\}?|\\degree\b", ""),
-    (r",\\!\s?|\{,\}", ","),
-    (r"\\[,;:! ()\[\]]|~|\\q?quad(?![A-Za-z])", " "),
-    (r"\\[dtc]?frac(?: ?([0-9]) ?([0-9]))(?![0-9])", r"\\frac{\1}{\2}"),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    (r"\\(?:times|cdot|ast)(?![A-Za-z])", "*"),
-    (r"\\div(?![A-Za-z])", "/"),
-    (r"\\in(?![A-Za-z])", "="),
-    (r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s?\{([^{}]*)\}", r" \1 "),
-    (r"\\%|(?<=[0-9}) ])(?:percent|per cent|pct)\b", "%"),
-]]
-_SHORT_UNITS = frozenset("m cm mm km g kg mg s h min sec ml l L ft in mi lb oz mph".split())
-_NOT_UNITS = frozenset(   # words that change the number before them, or that offer another one
-    "and but not nor than more less mod pi sqrt root hundred thousand million billion trillion dozen half "
-    "halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth "
-    "eighths ninth ninths tenth tenths hundredth hundredths squared cubed times plus minus over choose "
-    "factorial infinity one two three four five six seven eight nine ten zero base".split())
-_NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
-_UNIT = re.compile(r"(.*[0-9)}])( ?)([A-Za-z][A-Za-z ]*|[\u4e00-\u9fff]{1,3})(?:\^ ?\{?[23]\}?)?")
-_COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
-_SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
-_MIXED = re.compile(r"(?<![0-9.^])([0-9]+) ?(?:\\frac\{([0-9]+)\}\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
+_NUMBER = r"[-+−]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3})?(?: ?/ ?[0-9]+)?(?: ?(?:\\?%|percent\b|pct\b))?"
+_PLAIN = re.compile(rf"(?<![\w.\\^]){_NUMBER}(?![\w^]|\.[0-9])")
+_FORMULA = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(((?:[^\\]|\\[^)]){1,2000}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,2000}?)\\\]")
+_ANCHOR = re.compile(r"(?:final answer|answer)(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
 
 
-def normal(text: str) -> str:
-    """`text` in one spelling: ASCII signs, no delimiters or layout commands, single spaces. May raise TooBig."""
-    if len(text) > MAX_TEXT or len(text := plain(text)) > MAX_TEXT:   # some characters grow: ½
-        raise TooBig
-    for pattern, by in _REWRITES:
-        text = pattern.sub(by, text)
-    return " ".join(text.split()).rstrip(" .,;:?。、")
+def _formulas(text: str) -> list[tuple[int, int, str]]:
+    return [(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
 
 
-def plain(text: str) -> str:
-    """ASCII for digits of any script, full-width forms and the usual signs; superscripts become powers."""
-    if not text.isascii():
-        text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
-    return text.translate(_CHARS)
+def _anchored(text: str) -> str | None:
+    """The formulas or the number right behind the last "final answer is"."""
+    for match in reversed([m for m in _ANCHOR.finditer(text) if "final" in m.group().lower()][-8:]):
+        if found := _behind(text, match.end()):
+            return found
+    return None
 
 
-def _word(text: str) -> str | None:
-    """How other text compares: no spaces, no case; a choice letter without its brackets."""
-    word = text.replace(" ", "").casefold()
-    return (word[1] if len(word) == 3 and word[0] in "([" and word[2] in ")]" else word) or None
+def _behind(text: str, start: int) -> str | None:
+    formula = _FORMULA.match(text, start)
+    if formula:
+        found = _formulas(text[start:start + 4000])
+        last = 1
+        while last < len(found) and _CONNECTIVE.fullmatch(text, start + found[last - 1][1], start + found[last][0]):
+            last += 1
+        inner = ", ".join(content for _, _, content in found[:last])
+        return last_boxed(inner) or inner
+    number = _PLAIN.match(text, start)
+    return number.group() if number else None
 
 
-def _bare(text: str) -> str:
-    """`text` without thousands separators and without a unit after its last number; 2 1/2 as a sum."""
-    if "(" not in text and "[" not in text and "\\{" not in text:   # (1,234) is a pair
-        text = _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
-    text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
-    match = _UNIT.fullmatch(text)
-    if match and _is_unit(match[3], spaced=bool(match[2])):
-        text = match[1]
-    return _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
-
-
-def _is_unit(unit: str, spaced: bool) -> bool:
-    if not unit.isascii():
-        return _NOT_HAN_UNITS.isdisjoint(unit)
-    words = unit.split()
-    return len(words) <= 3 and all(
-        word in _SHORT_UNITS or spaced and len(word) > 2 and word.lower() not in _NOT_UNITS for word in words)
-
-
-@lru_cache(maxsize=4096)
-def parse(text: str) -> Fraction | float | Group | str | None:
-    """The value of an answer: a number, a Group, or else its text. None: empty, undefined or beyond a cap.
-
-    Exact where it can be: only pi and roots that are not rational make a float. Never raises.
-    """
-    try:
-        text = normal(text)
-        return value_of(_bare(text))
-    except NotExpression:
-        return _word(text)
-    except (TooBig, ArithmeticError, ValueError, RecursionError):   # beyond a cap, 0/0, root of -1
-        return None
+def _from_prose(text: str) -> str:
+    """A short text that is an expression; what stands behind "answer is"; the last formula or number; all of it."""
+    if len(text) <= MAX_SHORT and not isinstance(parse(text, True), str | None):
+        return text
+    for match in reversed([*_ANCHOR.finditer(text)][-8:]):
+        if found := _behind(text, match.end()):
+            return found
+    formulas = _formulas(text)
+    end = formulas[-1][1] if formulas else 0
+    numbers = _PLAIN.findall(text[end:])
+    if numbers:
+        return numbers[-1]
+    return _joined(text, formulas) or (text if len(text) <= MAX_SHORT else "")
 
 
 # ---------------------------------------------------------------- the verdict
 
+_WORD = re.compile(r"[A-Za-z]|\([A-Za-z]\)|\[[A-Za-z]\]|[A-Za-z]{3,}|[A-Z]{2,}")
+
+
+@lru_cache(maxsize=4096)
+def parse(text: str, last: bool = False) -> Any:
+    """The value of an answer: a number, a Node with free variables, a Group, Named, a Relation, or else its text. None:
+    empty, undefined or beyond a cap. `last`: of a chain x = a = b, b counts. Never raises.
+
+    Exact where it can be: only pi, e, functions and roots that are not rational make a float.
+    """
+    try:
+        text = normal(text)
+        if _WORD.fullmatch(text):
+            return word(text)
+        return value_of(bare(text), last)
+    except NotExpression:
+        return word(text)
+    except (TooBig, ArithmeticError, ValueError, RecursionError):   # beyond a cap, 0/0
+        return None
+
+
+_DECIMAL_COMMA = re.compile(r"\s*(-?[0-9]{1,3}(?:\.[0-9]{3})+|-?[0-9]+),([0-9]{1,2}|[0-9]{4,})\s*")
+
+
+@lru_cache(maxsize=4096)
+def _read_gold(gold: str) -> Any:
+    """The value of a gold answer as text: with or without delimiters and box, or prose that holds it."""
+    boxed = last_boxed(gold)
+    value = parse(gold if boxed is None else boxed, True)
+    if boxed is None and (isinstance(value, str) and " " in gold.strip() or len(gold) > MAX_SHORT):
+        found = extract(gold, loose=True)
+        other = parse(found, True) if found else None
+        value = value if other is None else other
+    return value
+
+
 def _gold_value(gold: Any) -> Any:
-    """The value of a gold answer of kind "math": a number, or a string with or without its box."""
     if isinstance(gold, str):
-        return parse(gold if "\\boxed" not in gold else last_boxed(gold) or "")
+        return _read_gold(gold)
     if isinstance(gold, (int, Fraction)) and not isinstance(gold, bool):
         return Fraction(gold)
     return parse(repr(gold)) if isinstance(gold, float) and math.isfinite(gold) else None
@@ -167,15 +169,52 @@ def is_gold(gold: Any) -> bool:
     return _gold_value(gold) is not None
 
 
-def verify(gold: Any, completion: str) -> tuple[bool, str]:
-    """Whether a completion gives the gold answer, and why not: ok, wrong, no_answer, unparsed or too_long. Never raises."""
-    answer = extract(completion)
+def verify(gold: Any, completion: str, loose: bool = False, places: int | None = None) -> tuple[bool, str]:
+    """Whether a completion gives the gold answer, and why not: ok, wrong, no_answer (no box), unparsed or too_long.
+
+    `loose`: for evaluation only, see `extract`; of a chain x = a = b it takes b, and a decimal comma. `places`: decimals to
+    which an answer may be rounded; None: see `compare._rounds_to`. Never raises, and takes no longer than some milliseconds.
+    """
+    answer = extract(completion, loose)
     if answer is None:
         return False, "no_answer"
     if len(answer) > MAX_TEXT:
         return False, "too_long"
-    value = parse(answer)
+    value = parse(answer, loose)
     if value is None:
         return False, "unparsed"
-    ok = equal(_gold_value(gold), value)
+    try:
+        ok = equal(_gold_value(gold), value, places)
+        if not ok and loose and _DECIMAL_COMMA.fullmatch(answer):
+            ok = equal(_gold_value(gold), parse(_DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], answer)), places)
+    except (TooBig, RecursionError):
+        return False, "too_long"
     return ok, "ok" if ok else "wrong"
+
+
+# ---------------------------------------------------------------- for a reader
+
+def reading(text: str) -> str:
+    """How an answer was read, as text."""
+    return _shown(parse(text))
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "nothing"
+    if isinstance(value, Named):
+        return f"{value.name} = {_shown(value.value)}"
+    if isinstance(value, Relation):
+        return " and ".join(f"{_shown(diff)} {sign} 0" for sign, diff in value.pairs)
+    if isinstance(value, Group):
+        inner = ", ".join(map(_shown, value.items))
+        return f"{value.brackets[:1]}{inner}{value.brackets[1:]}" if len(value.brackets) == 2 else f"{value.brackets or 'list'}({inner})"
+    if isinstance(value, Node):
+        op, args = value
+        if op == "var":
+            return args[0]
+        shown = [a if isinstance(a, str) else _shown(a) for a in args]
+        return f"({shown[0]} {op} {shown[1]})" if op in "+-*/^" else f"{op}({', '.join(shown)})"
+    if isinstance(value, tuple):   # a row of a matrix
+        return "[" + ", ".join(map(_shown, value)) + "]"
+    return repr(value) if isinstance(value, str) else str(value) if isinstance(value, Fraction) else f"{value:.12g}"

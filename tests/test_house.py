@@ -14,8 +14,10 @@ FILES = {p.stem: p for p in sorted((ROOT / "r1").glob("*.py")) if p.stem != "__i
 # Floors, the lowest first, each module with all that it may import of r1. A module stands below those that import it.
 HOUSE = [
     {"types": "", "expr": "", "model": "", "losses": "", "page": ""},
-    {"strict": "types", "world": "types", "verify": "expr", "sandbox": "types", "data": "types", "files": "types", "tokenizer": "types",
-     "hf_config": "model types"},
+    {"compare": "expr", "spelling": "expr"},
+    {"latex": "compare expr"},
+    {"strict": "types", "world": "types", "verify": "compare expr latex spelling", "sandbox": "types", "data": "types",
+     "files": "types", "tokenizer": "types", "hf_config": "model types"},
     {"report": "files page", "config": "strict types", "accuracy": "expr sandbox types verify", "checkpoint": "hf_config model types",
      "optim": "data losses types"},
     {"rewards": "accuracy types"},
@@ -31,7 +33,8 @@ HOUSE = [
 ]
 FLOOR = {name: i for i, floor in enumerate(HOUSE) for name in floor}
 MAY = {name: set(known.split()) for floor in HOUSE for name, known in floor.items()}
-NO_TORCH = ["types", "strict", "config", "expr", "verify", "sandbox", "accuracy", "rewards", "world", "files", "tasks", "tokenizer", "page", "report"]
+NO_TORCH = ["types", "strict", "config", "expr", "compare", "spelling", "latex", "verify", "sandbox", "accuracy", "rewards",
+            "world", "files", "tasks", "tokenizer", "page", "report"]
 NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}
@@ -118,7 +121,7 @@ def test_no_torch_is_loaded():
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["expr", "verify", "sandbox", "accuracy", "rewards", "world", "types", "page", "report"])
+@pytest.mark.parametrize("name", ["expr", "compare", "spelling", "latex", "verify", "sandbox", "accuracy", "rewards", "world", "types", "page", "report"])
 def test_the_rules_need_only_the_standard_library(name):
     assert not {d.split(".")[0] for d, inside in imports(tree(name)) if not inside} - sys.stdlib_module_names - {"r1"}
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from r1.verify import equal, extract, is_gold, last_boxed, parse, verify
+from r1.compare import equal
+from r1.verify import extract, is_gold, last_boxed, parse, verify
 
 LIMIT = 0.02   # seconds for any answer
 CASES = Path("../shared/data/math_verify_cases.jsonl")   # a public test suite, where it is present

@@ -1,0 +1,103 @@
+"""One spelling for what can be written in many ways: a table of characters, a table of rewrites, units. Every scan is linear."""
+from __future__ import annotations
+
+import re
+
+from r1.expr import TooBig
+
+MAX_TEXT = 4_000      # characters of an answer
+
+_CHARS = str.maketrans({
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},   # full-width forms
+    **{c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},               # NFKC would make x2 of x²
+    **{c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+    **{c: f"\\frac{{{p}}}{{{q}}}" for c, p, q in ["½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅖25", "⅗35", "⅘45", "⅙16", "⅚56", "⅛18", "⅜38", "⅝58", "⅞78"]},
+    **dict.fromkeys("−–﹣", "-"), **dict.fromkeys("×·⋅∙✕", "*"), **dict.fromkeys("÷⁄∕", "/"), "∶": ":", "≦": "≤", "≧": "≥", "⩽": "≤", "⩾": "≥",
+    **dict.fromkeys("\u00a0\u2009\u202f\u3000", " "), "π": "\\pi ", "∅": "\\{\\}", "º": "°", "ℝ": "(-∞,∞)", "≃": "≈", "′": "'",
+})
+
+
+def _commands(spelling: str) -> list[tuple[str, str]]:
+    """"≤ le leq" is two rewrites of a command to a sign."""
+    sign, *names = spelling.split()
+    return [(r"\\(?:%s)(?![A-Za-z])" % "|".join(names), sign + " ")]
+
+
+_REWRITES = [(re.compile(pattern), by) for pattern, by in [
+    (r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|pi|boxed|text|le|ge|leq|geq|infty|cup|in|pm|times|cdot)(?![a-z]))", r"\\"),   # escaped twice
+    (r"\\begin\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}(?:\s?\{[lcr|]*\})?", "⟦"),
+    (r"\\end\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}", "⟧"),
+    (r"\\\\(?:\[\w*\])?", "¶"),
+    (r"\\?[$€£¥]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|boxed|rm|bf|quad|qquad)(?![A-Za-z])\.?", " "),
+    (r",\\!\s?|\{,\}", ","),
+    (r"\\[!]", ""),
+    (r"\\[,;: ()\[\]]|~", " "),
+    (r"\\[dtc]?frac(?: ?([0-9]) ?([0-9]))(?![0-9])", r"\\frac{\1}{\2}"),
+    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
+    *_commands("* times cdot ast"), *_commands("/ div"), *_commands("∈ in"), *_commands("≤ le leq leqslant"),
+    *_commands("≥ ge geq geqslant"), *_commands("< lt"), *_commands("> gt"), *_commands("≠ ne neq"), *_commands("∪ cup bigcup"),
+    *_commands("∖ setminus backslash"), *_commands("∞ infty"), *_commands("± pm"), *_commands("∓ mp"), *_commands("≈ approx simeq sim"),
+    *_commands(r"\{\} emptyset varnothing".replace("\\", "\\\\")), *_commands("| lvert rvert vert mid"), *_commands(": colon"),
+    (r"<=", "≤"), (r">=", "≥"), (r"!=|\\not ?=", "≠"), (r"\+/-", "±"), (r"(?<![A-Za-z])infinity(?![A-Za-z])", "∞"),
+    (r"\\mathbb\s?\{R\}|\\mathbb R", "(-∞,∞)"),
+    (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![A-Za-z])", "°"), (r"° ?[CF](?![A-Za-z])", "°"),
+    (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|overline|vec|bar|hat|overrightarrow)\*?\s?\{([^{}]*)\}", r" \1 "),
+    (r"\\(?:%|#)|(?<=[0-9}) ])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
+]]
+
+
+def plain(text: str) -> str:
+    """ASCII for digits of any script, full-width forms and the usual signs; superscripts become powers."""
+    if not text.isascii():
+        text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
+    return text.translate(_CHARS)
+
+
+def normal(text: str) -> str:
+    """`text` in one spelling: one sign for each meaning, no delimiters or layout commands, single spaces. May raise TooBig."""
+    if len(text) > MAX_TEXT or len(text := plain(text)) > MAX_TEXT:   # some characters grow: ½
+        raise TooBig
+    for pattern, by in _REWRITES:
+        text = pattern.sub(by, text)
+    return " ".join(text.split()).rstrip(" .,;:?。、")
+
+
+_SHORT_UNITS = frozenset("m cm mm km nm g kg mg s h ms min sec hr hrs ml mL l L ft in mi yd lb lbs oz mph kJ kW Hz Pa mol".split())
+_NOT_UNITS = frozenset(   # words that change the number before them, or that offer another one
+    "and but not nor than more less mod pi sqrt root hundred thousand million billion trillion dozen half "
+    "halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth "
+    "eighths ninth ninths tenth tenths hundredth hundredths squared cubed times plus minus over choose "
+    "factorial infinity one two three four five six seven eight nine ten zero base sin cos tan log exp or".split())
+_NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
+_UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(?: ?\^ ?\{?[23]\}?)?")
+_COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
+_SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
+_MIXED = re.compile(r"(?<![0-9.^_])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
+_LABEL = re.compile(r"(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?=(?!=)")
+
+
+def word(text: str) -> str | None:
+    """How other text compares: no spaces, no case; a choice letter without its brackets."""
+    found = text.replace(" ", "").casefold()
+    return (found[1] if len(found) == 3 and found[0] in "([" and found[2] in ")]" else found) or None
+
+
+def bare(text: str) -> str:
+    """`text` without thousands separators, a label, and a unit after its last number; 2 1/2 as a sum."""
+    if "(" not in text and "[" not in text and "\\{" not in text:   # (1,234) is a pair
+        text = _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
+    text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
+    if label := _LABEL.match(text):
+        text = text[label.end():]
+    match = _UNIT.fullmatch(text)
+    if match and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", match[1])) and _is_unit(match[3], bool(match[2])):
+        text = match[1]
+    return _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
+
+
+def _is_unit(unit: str, spaced: bool) -> bool:
+    if not unit.isascii():
+        return _NOT_HAN_UNITS.isdisjoint(unit)
+    words = unit.replace("/", " ").split()
+    return len(words) <= 3 and all(each in _SHORT_UNITS and (spaced or len(each) > 1)
+                                   or spaced and len(each) > 2 and each.lower() not in _NOT_UNITS for each in words)
