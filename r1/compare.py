@@ -33,8 +33,8 @@ class Comparison:
         if self.work < 0:
             raise TooBig
         if isinstance(gold, (Named, Relation)) and isinstance(value, (Named, Relation)):
-            if isinstance(gold, Named) and isinstance(value, Named) and self.equal(gold.value, value.value):
-                return True
+            if isinstance(gold, Named) and isinstance(value, Named) and not _other_name(gold.name, value.name):
+                return self.equal(gold.value, value.value)
             left, right = _relation(gold), _relation(value)
             if left is not None and right is not None:
                 return self._relations(left.pairs, right.pairs)
@@ -43,6 +43,8 @@ class Comparison:
             return self._sets(gold, value)
         if isinstance(gold, Group) and isinstance(value, Group):
             return self._groups(gold, value)
+        if isinstance(gold, Group) and gold.brackets == ":" and len(gold.items) == 2 and isinstance(value, Fraction):
+            return self.equal(apply("/", *gold.items), value)
         if isinstance(gold, str) and isinstance(value, str):
             return gold == value
         gold, value = (math.e if v == "e" else v for v in (gold, value))   # the letter alone may be a choice
@@ -146,7 +148,7 @@ class Comparison:
         elif {gold.brackets, value.brackets} <= {"", "{}"} and not any(names):   # no order, and an item may be said twice
             return (len(value.items) >= len(gold.items) and all(any(self.equal(g, v) for v in value.items) for g in gold.items)
                     and all(any(self.equal(g, v) for g in gold.items) for v in value.items))
-        return ((gold.brackets == value.brackets or (gold.brackets, value.brackets) == ("()", "") or any(names))
+        return ((gold.brackets == value.brackets or {gold.brackets, value.brackets} == {"()", ""} or any(names))
                 and len(gold.items) == len(value.items) and all(map(self.equal, gold.items, value.items)))
 
     def _sets(self, gold: Any, value: Group) -> bool:
@@ -160,7 +162,7 @@ class Comparison:
             tests = [*marks, *((a + b) / 2 for a, b in zip(marks, marks[1:])), marks[0] - 1, marks[-1] + 1]
             if isinstance(gold, Relation):   # what it is worth elsewhere is not known from its ends
                 tests += [end + d * (abs(end) + 1) for end in marks for d in (Fraction(-1, 10**6), Fraction(1, 10**6))]
-                tests += [marks[0] + point("set", k) * 3 ** (k % 9) for k in range(24)]
+                tests += [marks[0] + point("set", k) * 3 ** (k % 9) for k in range(24)] + _suspects(gold)
             return all(self._inside(gold, t, *names) == self._inside(value, t, *names) for t in tests)
         except (ArithmeticError, ValueError):
             return False
@@ -186,6 +188,11 @@ class Comparison:
 def equal(gold: Any, value: Any, places: int | None = None) -> bool:
     """Whether the parsed `value` answers the parsed `gold`. Raises TooBig where that takes too long to tell."""
     return Comparison(places).equal(gold, value)
+
+
+def roughly(left: Any, right: Any) -> bool:
+    """Whether right can be meant by left ≈ right."""
+    return not isinstance(left, NUMBER) or isinstance(right, NUMBER) and abs(left - right) <= abs(left) / 10
 
 
 def close(left: Any, right: Any) -> bool:
@@ -220,6 +227,11 @@ def _relation(value: Any) -> Relation | None:
     return value
 
 
+def _other_name(gold: str, value: str) -> bool:
+    """x is not y; V may be V_1 or f(x)."""
+    return len(gold) == len(value) == 1 and gold != value
+
+
 def _names(group: Group) -> list[str]:
     """The names of its items where all have one of their own."""
     names = [item.name for item in group.items if isinstance(item, Named)]
@@ -238,7 +250,21 @@ def _ends(numbers: Any) -> Iterator[Any]:
     if kind not in ("{}", "") and not (len(kind) == len(items) == 2 and kind[0] in "([" and kind[1] in ")]" and (
             items[0] < items[1] or kind == "[]" and items[0] == items[1])):
         raise ValueError("no interval")
+    if "[" in kind and items[0] == -math.inf or "]" in kind and items[1] == math.inf:
+        raise ValueError("infinity is no member")
     yield from (item for item in items if not math.isinf(item))
+
+
+def _suspects(relation: Relation) -> list[Fraction]:
+    """Where a single point may differ, as 3/2 in 2x-3≠0: the constants and their ratios."""
+    todo, found = [diff for _, diff in relation.pairs], {Fraction(1)}
+    while todo:
+        each = todo.pop()
+        todo += each.args if isinstance(each, Node) else ()
+        if isinstance(each, Fraction) and each:
+            found.add(abs(Fraction(each)))
+    found = sorted(found)[:8]
+    return [Fraction(0), *(sign * a / b for a in found for b in found for sign in (1, -1) if a != b or a == 1)]
 
 
 def _holds(sign: str, diff: Any) -> bool:

@@ -85,7 +85,12 @@ def apply(op: str, *args: Any) -> Any:
         raise NotExpression
     if any(isinstance(a, float) and math.isinf(a) for a in args):
         raise ValueError("arithmetic with infinity")
-    return Node(op, args) if any(isinstance(a, Node) for a in args) else exact(OPS[op](*args))
+    if any(isinstance(a, Node) for a in args):
+        return Node(op, args)
+    value = exact(OPS[op](*args))
+    if isinstance(value, float) and value == 0 and op in ("*", "/", "^", "exp") and all(args):
+        raise OverflowError("too small for a float")   # it is not zero
+    return value
 
 
 def literal(token: str) -> Fraction:
@@ -119,8 +124,9 @@ def exact(value: Any) -> Any:
             raise TooBig
     elif not cmath.isfinite(value):
         raise ValueError(value)
-    elif isinstance(value, complex) and abs(value.imag) <= NOISE * abs(value):
-        return value.real
+    elif isinstance(value, complex):
+        noise = NOISE * abs(value)
+        return value.real if abs(value.imag) <= noise else complex(0, value.imag) if abs(value.real) <= noise else value
     return value
 
 
@@ -130,6 +136,8 @@ def _sum(left: Any, right: Any) -> Any:
 
 
 def _power(base: Any, exponent: Any) -> Any:
+    if base == exponent == 0:
+        raise ValueError("0^0")
     if not isinstance(base, Fraction) or not isinstance(exponent, Fraction):
         return (base if isinstance(base, complex) else float(base)) ** exponent
     if exponent.denominator > 1:

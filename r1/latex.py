@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from r1.compare import equal
+from r1.compare import equal, roughly
 from r1.expr import (FUNCTIONS, INFINITY, Group, Named, Node, NotExpression, Relation, TooBig, apply, literal, negative, percent,
                      real_root)
 
@@ -18,7 +18,7 @@ MAX_DEPTH = 40        # of brackets, fractions, roots and powers
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*|\*\*|\\[{}]|\S")
 _PART = r"(?:[A-Za-z]|[A-Z]{2,5}|\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
-_NAME = re.compile(r"{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|{0}(?::{0})+|\|{0}+\|".format(_PART))
+_NAME = re.compile(r"{0}(?:/{0})?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|{0}(?::{0})+|\|(?![a-z]\|){0}+\|".format(_PART))
 _PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",)}
 _RELATIONS = {"=": "=", "≠": "≠", "<": "<", "≤": "≤", ">": "<", "≥": "≤", "∈": "∈", "≈": "≈"}
@@ -52,9 +52,9 @@ class _Parser:
 
     def take(self, *expected: str) -> str:
         token = self.token
-        if expected and token not in expected:
+        if token not in expected if expected else not token:
             raise NotExpression
-        self.next += 1
+        self.next += bool(token)
         return token
 
     def whole(self) -> Any:
@@ -110,6 +110,8 @@ class _Parser:
             cut = signs.index("≈")
             if cut == 0 and names[0]:
                 signs[0], cut = "=", signs.index("≈", 1) if "≈" in signs[1:] else len(signs)
+            if not (self.last and any(names)) and cut < len(signs) and not roughly(parts[cut], parts[cut + 1]):
+                raise NotExpression   # 2 ≈ 3
             parts, names, signs = parts[:cut + 1], names[:cut + 1], signs[:cut]
         if not signs:
             return parts[0]
@@ -128,7 +130,7 @@ class _Parser:
             return Relation((("=", apply("-", *parts)),))
         values = [p for p, name in zip(parts, names) if not name] or parts[1:]
         if not all(equal(values[0], value) for value in values[1:]):
-            if not (self.last and len(parts) > 2) and (isinstance(values[-1], Node) or not all(isinstance(v, Node) for v in values[:-1])):
+            if not (self.last and named is not None) and (isinstance(values[-1], Node) or not all(isinstance(v, Node) for v in values[:-1])):
                 raise NotExpression   # a hedge: x = 1 = 2
             values = values[-1:]
         if named is None:
@@ -197,6 +199,8 @@ class _Parser:
         value = self.atom()
         while self.token in ("!", "%", "°"):
             sign = self.take()
+            if sign == self.token:   # 5!! is not (5!)!
+                raise NotExpression
             if sign == "°":
                 value = apply("*", value, math.pi / 180) if self.angle else value
             else:

@@ -73,7 +73,7 @@ _UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
-_LABEL = re.compile(r"(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?=(?!=)")
+_LABEL = re.compile(r"^(?:(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?= ?|[=≈] ?)")
 
 
 def word(text: str) -> str | None:
@@ -87,8 +87,7 @@ def bare(text: str) -> str:
     if "(" not in text and "[" not in text and "\\{" not in text:   # (1,234) is a pair
         text = _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
     text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
-    if label := _LABEL.match(text):
-        text = text[label.end():]
+    text = _LABEL.sub("", text, count=1)
     match = _UNIT.fullmatch(text)
     if match and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", match[1])) and _is_unit(match[3], bool(match[2])):
         text = match[1]

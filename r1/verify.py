@@ -38,9 +38,8 @@ def extract(text: str, loose: bool = False) -> str | None:
     if closing and opening:
         boxed = last_boxed(body)
         return (body if boxed is None else boxed).strip() or None
-    boxed = _anchored(text) if loose else None
-    boxed = last_boxed(text) if boxed is None else boxed
-    return (_from_prose(text) if boxed is None and loose else boxed or "").strip() or None
+    found = loose and _anchored(text, final=True) or last_boxed(text)
+    return (_from_prose(text) if found is None and loose else found or "").strip() or None
 
 
 _BRACE = re.compile(r"\\boxed\s{0,3}\{|\\.|[{}]", re.DOTALL)
@@ -59,63 +58,61 @@ def last_boxed(text: str) -> str | None:
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
             boxes.append((box[0], match.end(), text[box[1]:match.start()]))
-    return _joined(text, boxes)
+    return _joined(text, boxes) if boxes else None
 
 
-def _joined(text: str, found: list[tuple[int, int, str]]) -> str | None:
-    """The last of (start, end, content), with those before it over connectives."""
-    if not found:
-        return None
-    first = len(found) - 1
-    while first and _CONNECTIVE.fullmatch(text, found[first - 1][1], found[first][0]):
+def _joined(text: str, found: list[tuple[int, int, str]], forwards: bool = False) -> str:
+    """The last of (start, end, content) with those before it over connectives; `forwards` the first with those after it."""
+    last = 1 if forwards else len(found)
+    first = last - 1
+    while forwards and last < len(found) and _CONNECTIVE.fullmatch(text, found[last - 1][1], found[last][0]):
+        last += 1
+    while not forwards and first and _CONNECTIVE.fullmatch(text, found[first - 1][1], found[first][0]):
         first -= 1
-    return ", ".join(content for _, _, content in found[first:])
+    return ", ".join(content for _, _, content in found[first:last])
 
 
-_NUMBER = r"[-+−]?[$€£]?[0-9][0-9,]*(?:\.[0-9]+)?(?:e[-+]?[0-9]{1,3})?(?: ?/ ?[0-9]+)?(?: ?(?:\\?%|percent\b|pct\b))?"
-_PLAIN = re.compile(rf"(?<![\w.\\^]){_NUMBER}(?![\w^]|\.[0-9])")
-_FORMULA = re.compile(r"\$\$([^$]{1,2000})\$\$|\$([^$]{1,2000})\$|\\\(((?:[^\\]|\\[^)]){1,2000}?)\\\)|\\\[((?:[^\\]|\\[^\]]){1,2000}?)\\\]")
-_ANCHOR = re.compile(r"(?:final answer|answer)(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
+_PLAIN = re.compile(r"(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:[0-9]{1,3}(?: [0-9]{3}){1,6}(?![0-9])|[0-9][0-9,]{0,60})(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
+                    r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
+_ANCHOR = re.compile(r"(final )?answer(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
+_DELIMITER = re.compile(r"\\[\\$]|\$\$|\$|\\[()\[\]]")
+_CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 
 
-def _formulas(text: str) -> list[tuple[int, int, str]]:
-    return [(m.start(), m.end(), next(filter(None, m.groups()))) for m in _FORMULA.finditer(text)]
+def _formulas(text: str, start: int = 0) -> list[tuple[int, int, str]]:
+    """(start, end, content); an inline one does not run over lines, as two amounts of dollars do: it has no content."""
+    found, opened = [], None
+    for match in _DELIMITER.finditer(text, start):
+        if opened and match.group() == _CLOSES[opened.group()]:
+            content = text[opened.end():match.start()]
+            found.append((opened.start(), match.end(), "" if "\n" in content and opened.group() in ("$", "\\(") else content))
+            opened = None
+        elif match.group() in _CLOSES:
+            opened = match
+    return found
 
 
-def _anchored(text: str) -> str | None:
-    """The formulas or the number right behind the last "final answer is"."""
-    for match in reversed([m for m in _ANCHOR.finditer(text) if "final" in m.group().lower()][-8:]):
-        if found := _behind(text, match.end()):
-            return found
-    return None
-
-
-def _behind(text: str, start: int) -> str | None:
-    formula = _FORMULA.match(text, start)
-    if formula:
-        found = _formulas(text[start:start + 4000])
-        last = 1
-        while last < len(found) and _CONNECTIVE.fullmatch(text, start + found[last - 1][1], start + found[last][0]):
-            last += 1
-        inner = ", ".join(content for _, _, content in found[:last])
-        return last_boxed(inner) or inner
-    number = _PLAIN.match(text, start)
-    return number.group() if number else None
+def _anchored(text: str, final: bool) -> str:
+    """The formulas or the number right behind the last "(final) answer is"."""
+    for match in reversed([m for m in _ANCHOR.finditer(text) if m[1] or not final][-8:]):
+        if number := _PLAIN.match(text, match.end()):
+            return number[1]
+        found = _formulas(text[:match.end() + MAX_TEXT], match.end()) if text[match.end():match.end() + 1] in ("$", "\\") else []
+        if found and found[0][0] == match.end():
+            joined = _joined(text, found, forwards=True)
+            return last_boxed(joined) or joined
+    return ""
 
 
 def _from_prose(text: str) -> str:
     """A short text that is an expression; what stands behind "answer is"; the last formula or number; all of it."""
-    if len(text) <= MAX_SHORT and not isinstance(parse(text, True), str | None):
+    if len(text) <= MAX_SHORT and "\n" not in text.strip() and not isinstance(parse(text, True), str | None):
         return text
-    for match in reversed([*_ANCHOR.finditer(text)][-8:]):
-        if found := _behind(text, match.end()):
-            return found
+    if found := _anchored(text, final=False):
+        return found
     formulas = _formulas(text)
-    end = formulas[-1][1] if formulas else 0
-    numbers = _PLAIN.findall(text[end:])
-    if numbers:
-        return numbers[-1]
-    return _joined(text, formulas) or (text if len(text) <= MAX_SHORT else "")
+    numbers = _PLAIN.findall(text, formulas[-1][1] if formulas else 0)
+    return numbers[-1] if numbers else _joined(text, formulas) if formulas else text if len(text) <= MAX_SHORT else ""
 
 
 # ---------------------------------------------------------------- the verdict
