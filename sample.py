@@ -144,14 +144,14 @@ def measure(args, model, tokenizer, eos) -> None:
     from r1.config import Evaluate
     from r1.evaluate import run, split, summary
     from r1.files import write_text
-    from r1.tasks import draw, open_sources
+    from r1.tasks import draw_distinct
 
     cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
     columns = ["problems", "pass@1", "se", f"cons@{args.k}", f"pass@{args.k}", "format", "language", "length", "truncated"]
-    sets = {s: draw(open_sources({s: 1}), args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
+    sets = {s: draw_distinct({s: 1}, args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
     print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))
     for source, problems in sets.items():
-        groups = run(model, tokenizer, list({p.id: p for p in problems}.values()), args.template or None, cfg, args.seed, eos, source)
+        groups = run(model, tokenizer, problems, args.template or None, cfg, args.seed, eos, source)
         row = summary(groups)
         figures[source] = {**row, **split(groups)}
         print(f"{source:24} " + " ".join(f"{row[c]:9.3f}" if isinstance(row[c], float) else f"{row[c]:9}" for c in columns))

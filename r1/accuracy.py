@@ -25,11 +25,12 @@ from r1.types import Problem, UserError
 from r1.verify import MAX_TEXT, extract, is_gold, normal, parse, plain, verify
 
 MAX_PROGRAM = 20_000   # characters of a program
+INFRA = "infra"        # the sandbox itself failed, again and again: nothing is known of the program
 
 
 def accuracy(problem: Problem, completion: str) -> tuple[bool, str]:
     """Whether a completion answers its problem, and why not: ok, wrong, no_answer, unparsed, too_long, error; for code
-    also what became of the program, and "infra" where the sandbox itself failed and nothing is known. Never raises."""
+    also what became of the program, and INFRA. Never raises."""
     try:
         if problem.kind == "math":
             return verify(problem.answer, completion)
@@ -95,7 +96,7 @@ def _judge_countdown(gold: dict, answer: str) -> str:
 
 
 def _judge_code(gold: dict, program: str) -> str:
-    return sandbox.judge(program, gold).reason
+    return sandbox.judge(gold.get("prelude", "") + program, gold).reason
 
 
 # Of reasoning-gym 0.1.25: they give the model's text to eval, by themselves or by sympy; the last but one takes

@@ -139,6 +139,7 @@ class Config:
     seed: int = 0
     threads: int = 0                   # CPU threads; 0: what torch takes
     device: str = "auto"
+    sandbox: str = "strict"            # code is run only under a kernel's protection; "unprotected": also without
     templates: dict[str, str] = field(default_factory=dict)   # name -> text with {prompt}; "chat" is the model's own
     evaluate: Evaluate = field(default_factory=Evaluate)
     stages: list[Stage] = field(default_factory=list)
@@ -240,6 +241,8 @@ def _check(config: Config, file: str) -> None:
         _check_stage(s, f"{file}: {s.name}", config, before)
         before[s.name] = s.kind
     _check_values(config.evaluate, f"{file}: evaluate")
+    if config.sandbox not in CHOICES["sandbox"]:
+        raise UserError(f"{file}: sandbox is {config.sandbox!r}{nearest(config.sandbox, CHOICES['sandbox'])}")
     for name, mix in config.evaluate.domains.items():
         _check_mix(mix, f"{file}: evaluate.domains.{name}")
 
@@ -283,7 +286,8 @@ def _check_mix(mix: dict[str, float], where: str) -> None:
 # Numbers are at least 0, these at least 1.
 COUNTS = frozenset("save_every vocab_size rows row_tokens epochs batch problems group k minibatches inner_epochs ref_every "
                    "max_new_tokens max_rows micro_tokens".split())
-CHOICES = {"schedule": ["constant", "cosine"], "aggregate": ["sequence", "token", "constant"], "truncated": ["keep", "drop"]}
+CHOICES = {"sandbox": ["strict", "unprotected"],
+           "schedule": ["constant", "cosine"], "aggregate": ["sequence", "token", "constant"], "truncated": ["keep", "drop"]}
 
 
 def _check_values(part: Any, at: str) -> None:

@@ -10,16 +10,16 @@ import time
 from collections import defaultdict
 
 from r1 import checkpoint
+from r1.accuracy import find_answer
 from r1.config import Evaluate, to_dict
 from r1.files import write_jsonl, write_text
 from r1.hf_config import eos_ids
 from r1.model import Transformer
-from r1.rollout import Scored, roll_out
+from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder, hardware
-from r1.tasks import draw, open_sources
+from r1.tasks import draw_distinct
 from r1.tokenizer import Tokenizer
-from r1.types import Problem
-from r1.verify import extract
+from r1.types import Problem, UserError
 
 
 def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
@@ -28,7 +28,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     eos, began = eos_ids(folder.model), time.perf_counter()
     result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": settings(cfg, folder, template)}, []
     for domain, mix in cfg.domains.items():
-        problems = list({p.id: p for p in draw(open_sources(mix), cfg.problems, f"test/{domain}", test=True)}.values())
+        problems = draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
         result[domain] = {**summary(groups), **split(groups)}
         rows += [{"domain": domain, **s.record()} for g in groups for s in g]
@@ -45,9 +45,11 @@ def settings(cfg: Evaluate, folder: Folder, template: str) -> dict:
 
 def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, cfg: Evaluate,
         seed: int, eos: list[int], title: str = "") -> list[list[Scored]]:
-    """k scored completions of each problem."""
+    """k scored completions of each problem; problems that the sandbox failed on are left out."""
     groups, _ = roll_out(model, tokenizer, problems, template, cfg.sample, cfg.k, seed, {"accuracy": 1.0}, eos, title=title)
-    return groups
+    if problems and not judged(groups):
+        raise UserError("the sandbox failed on every problem; the machine may be out of memory, processes or disk")
+    return judged(groups)
 
 
 def summary(groups: list[list[Scored]]) -> dict[str, float]:
@@ -87,7 +89,7 @@ def majority(group: list[Scored]) -> float:
     """1 if the answer given most often is right (the first of equals); samples without an answer do not vote."""
     votes: dict[str, list[float]] = {}
     for s in group:
-        answer = extract(s.text)
+        answer = find_answer(s.problem, s.text)
         if answer is not None and answer.strip():
             votes.setdefault("".join(answer.split()).casefold(), []).append(s.score.parts["accuracy"])
     return max(votes.values(), key=len)[0] if votes else 0.0

@@ -30,11 +30,11 @@ from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
 from r1.rewards import check_weights, load_reward
-from r1.rollout import Scored, roll_out
+from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder
 from r1.tasks import draw, open_sources
 from r1.tokenizer import Tokenizer
-from r1.types import Batch, Example
+from r1.types import Batch, Example, UserError
 
 
 def grpo(cfg: GRPO, folder: Folder) -> None:
@@ -57,7 +57,10 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
             return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,
                             hash_seed(folder.seed, step, round), cfg.reward, eos, extra)
 
-        groups, seconds = collect(sample, cfg.dynamic)
+        sampled, seconds = collect(sample, cfg.dynamic)
+        if not (groups := judged(sampled)):
+            raise UserError(f"{cfg.name}: the sandbox failed in every group of step {step}; the machine may be out of memory, "
+                            f"processes or disk. The same command continues")
         rewards = torch.tensor([[s.score.total for s in g] for g in groups], dtype=torch.float64)        # (Q, G)
         adv = advantages(rewards, cfg.std, cfg.leave_one_out)                                            # (Q, G)
         began = time.perf_counter()
@@ -65,7 +68,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
                        lr_at(step, cfg.steps, o.lr, o.warmup, o.final, o.schedule), f"{folder.seed}/{step}")
         if reference and (step + 1) % cfg.ref_every == 0:
             reference.load_state_dict(policy.state_dict())
-        metrics = {**describe(groups, adv), **update, **seconds, "time_update": time.perf_counter() - began}
+        metrics = {**describe(groups, adv), **update, **seconds, "time_update": time.perf_counter() - began,
+                   "unjudged_groups": len(sampled) - len(groups)}
         folder.log(step=step, **metrics)
         folder.log_samples([{"step": step, "advantage": round(float(adv[q, g]), 4), **groups[q][g].record()}
                             for q in range(min(2, len(groups))) for g in range(min(2, cfg.group))])

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from r1 import config as cfgs, evaluate as evaluation
+from r1 import config as cfgs, evaluate as evaluation, sandbox
 from r1.files import write_text
 from r1.grpo import grpo
 from r1.reject import reject
@@ -30,6 +30,8 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         raise UserError(f"no stage {only!r}; there are {', '.join(s.name for s in cfg.stages)}")
     if cfg.threads:
         torch.set_num_threads(cfg.threads)
+    if cfg.sandbox == "unprotected":
+        sandbox.allow_unprotected()
     device, root = pick_device(cfg.device), Path(cfg.out)
     stages = [s for s in cfg.stages if only in ("", s.name)]
     refuse_changes(cfg, root)

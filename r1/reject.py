@@ -6,6 +6,7 @@ reasoning part of the set on which the base is fine-tuned to dev3 (2.3.3), mixed
 from __future__ import annotations
 
 from r1 import checkpoint, world
+from r1.accuracy import find_answer
 from r1.config import Reject
 from r1.files import write_jsonl
 from r1.hf_config import eos_ids
@@ -15,7 +16,6 @@ from r1.runtime import Folder
 from r1.tasks import draw, open_sources
 from r1.tokenizer import Tokenizer
 from r1.types import Problem, UserError
-from r1.verify import extract
 
 SUMMARY = {"en": " The answer is {}. ", "zh": "答案是{}。"}
 
@@ -55,7 +55,7 @@ def choose(group: list[Scored], keep: int) -> list[Scored]:
 def readable(s: Scored) -> str:
     """The paper's readable form, made by rule: the thinking as it was, then a summary, then the answer."""
     thinking = s.text.split("<think>")[1].split("</think>")[0].strip()
-    return form(thinking, extract(s.text).strip(), s.problem.lang)
+    return form(thinking, find_answer(s.problem, s.text).strip(), s.problem.lang)
 
 
 def form(thinking: str, answer: str, lang: str) -> str:

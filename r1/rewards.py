@@ -2,43 +2,60 @@
 
 A completion is the text after the prompt, with the prompt's prefilled part (e.g. `<think>`) put back in
 front and without the EOS marker. Nothing here raises at training time; settings are checked beforehand.
+
+    accuracy, format, language   0 to 1
+    overlong, repetition         -1 to 0: penalties, in force where they have a (positive) weight
+    custom                       what a user's own function returns
 """
 from __future__ import annotations
 
 import difflib
 import importlib.util
 import math
+import os
 import re
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Callable
 
-from r1.accuracy import accuracy
+from r1.accuracy import INFRA, accuracy
 from r1.types import Problem, Score, UserError
 
 Reward = Callable[[Problem, str], float]
 
-PARTS = ("accuracy", "format", "language")   # always computed; a user's own reward adds "custom"
+PARTS = ("accuracy", "format", "language", "overlong", "repetition")   # always computed; a user's own reward adds "custom"
 
 
-def score(problem: Problem, completion: str, finish: str, weights: dict[str, float],
-          extra: Reward | None = None) -> Score:
+def score(problem: Problem, completion: str, finish: str, weights: dict[str, float], extra: Reward | None = None,
+          spent: float = 0.0, verdict: tuple[bool, str] | None = None) -> Score:
     """Every part, and `total` = the sum of weights[part] * part over the parts that have a weight.
 
+    `spent` is the share of the token limit that the completion took, `verdict` the accuracy where it is known already.
     Never raises: what `extra` raises makes custom 0.0 and the reason "custom_error:<Type>", a value that
     is not finite becomes 0.0. Source: DeepSeek-R1, sections 2.2.2 (accuracy, format) and 2.3.2 (language).
     """
-    right, reason = accuracy(problem, completion)
+    right, reason = verdict or accuracy(problem, completion)
     parts = {"accuracy": float(right), "format": format_reward(completion, finish),
-             "language": language_reward(problem.lang, completion)}
+             "language": language_reward(problem.lang, completion), "overlong": overlong_penalty(spent),
+             "repetition": repetition_penalty(completion)}
     if extra is not None:
         try:
             custom = float(extra(problem, completion))
         except Exception as error:   # a user's mistake on one text must not end a run
-            custom, reason = 0.0, f"custom_error:{type(error).__name__}"
+            custom, reason = 0.0, reason if reason == INFRA else f"custom_error:{type(error).__name__}"
         parts["custom"] = custom if math.isfinite(custom) else 0.0
     total = sum(weights.get(name, 0.0) * value for name, value in parts.items())
     return Score(total, parts, reason)
+
+
+def score_all(completions: list[tuple[Problem, str, str, float]], weights: dict[str, float],
+              extra: Reward | None = None) -> list[Score]:
+    """`score` of many (problem, completion, finish, spent). Programs run side by side; the same one runs once."""
+    programs = {(p.id, text): p for p, text, _, _ in completions if p.kind == "code"}
+    with ThreadPoolExecutor(os.cpu_count()) as pool:     # threads: the work is done in processes of their own
+        verdicts = dict(zip(programs, pool.map(lambda key: accuracy(programs[key], key[1]), programs), strict=True))
+    return [score(p, text, finish, weights, extra, spent, verdicts.get((p.id, text))) for p, text, finish, spent in completions]
 
 
 def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
@@ -66,6 +83,24 @@ def format_reward(completion: str, finish: str) -> float:
     return float(bool(match and match[1].strip() and match[3].strip()))
 
 
+# ---------------------------------------------------------------- penalties
+
+OVERLONG = 0.2   # the last fifth of the token limit
+
+
+def overlong_penalty(spent: float) -> float:
+    """0 up to the last fifth of the token limit, then down in a line to -1 at the limit. Source: DAPO, eq. 13, whose
+    limit of 20,480 tokens has a punished interval of 4,096."""
+    return max(-1.0, min(0.0, (1 - OVERLONG - spent) / OVERLONG))
+
+
+def repetition_penalty(completion: str, n: int = 4) -> float:
+    """Minus the share of the n-grams of words that have been said before."""
+    words = _words(completion)
+    grams = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+    return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
+
+
 # ---------------------------------------------------------------- language
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class
@@ -80,15 +115,35 @@ SCRIPTS = {   # characters of a script, as the inside of a regex class
     "devanagari": "\u0900-\u0963\u0971-\u097f",
 }
 LANGUAGES = {   # a language is the set of its scripts
-    "en": {"latin"}, "zh": {"han"}, "ru": {"cyrillic"}, "el": {"greek"}, "ar": {"arabic"}, "he": {"hebrew"},
-    "hi": {"devanagari"}, "ja": {"kana", "han"}, "ko": {"hangul"},
+    "en": {"latin"}, "de": {"latin"}, "fr": {"latin"}, "es": {"latin"}, "it": {"latin"}, "pt": {"latin"}, "zh": {"han"},
+    "ru": {"cyrillic"}, "uk": {"cyrillic"}, "el": {"greek"}, "ar": {"arabic"}, "he": {"hebrew"}, "hi": {"devanagari"},
+    "ja": {"kana", "han"}, "ko": {"hangul"},
 }
+# Frequent words tell languages of one script apart. What two of them share says nothing and counts for neither, so no
+# list but the English one has what is an English word too (die, hat, pour, son, non, as, do ...).
+COMMON = {lang: frozenset(words.split()) for lang, words in {
+    "en": "the of and to in is that it was for as with be by this are or from at which but have had has not we you they if then "
+          "so can will there each one all their would what when how because first next now let",
+    "de": "der das und ist nicht ein eine einen einem einer dem des auf für sich auch wir sie ich wenn dann aber oder nach "
+          "bei aus durch wird werden sind haben zuerst jetzt weil",
+    "fr": "le les des et est une dans que qui avec ne pas nous vous ils elle alors mais donc ou où sont ont cette ces du "
+          "au sur être puis chaque parce",
+    "es": "el los las es una para que por como pero más está tiene entonces cada del al lo su porque cuando "
+          "nosotros primero ahora",
+    "it": "il gli di è una che sono della delle nel nella quindi allora ogni perché abbiamo anche questo questa poi "
+          "dobbiamo ora",
+    "pt": "é uma que não são da das na nos para por então cada porque temos também isso esta este depois "
+          "primeiro agora em",
+    "ru": "и в не на что он как это по но из мы за то все она так его от или если был для при тогда сначала поэтому каждый",
+    "uk": "і в не на що він як це по але з ми за то всі вона так його від або якщо був для при тоді спочатку тому кожен й та є",
+}.items()}
 _PER_CHARACTER = ("han", "kana")   # written without spaces: one character counts as one word
 _WORD = re.compile("|".join(
     f"(?P<{name}>[{chars}]" + ("" if name in _PER_CHARACTER else f"+(?:['’][{chars}]+)*") + ")"
     for name, chars in SCRIPTS.items()) + r"|(?P<other>[^\W\d_])")
-# no words of any language: tags, LaTeX commands, mathematical letters, a Greek letter on its own
+# no words of any language: tags, LaTeX commands, mathematical letters, a Latin or Greek letter on its own
 _MARKUP = re.compile(rf"</?[a-z]+>|\\[A-Za-z]+|[\u2100-\u214f\U0001d400-\U0001d7ff]"
+                     rf"|(?<![{SCRIPTS['latin']}])[A-Za-z](?![{SCRIPTS['latin']}])"
                      rf"|(?<![{SCRIPTS['greek']}])[{SCRIPTS['greek']}](?![{SCRIPTS['greek']}])")
 
 
@@ -96,13 +151,20 @@ def language_reward(lang: str, completion: str) -> float:
     """Share of the words of the reasoning that are in `lang`; 0.0 if the language is not in LANGUAGES.
 
     Without any word the share is 1.0: bare arithmetic is in no wrong language. A run of letters is one
-    word, a Han or kana character too; digits, symbols, tags and LaTeX commands are none.
+    word, a Han or kana character too; digits, symbols, tags, LaTeX commands and single letters (x) are none.
+    Among languages of one script, words that only one of them has among its frequent ones stand for the rest.
     Source: DeepSeek-R1 v2, equation 7.
     """
     scripts = LANGUAGES.get(lang, set())
-    words = Counter(match.lastgroup for match in _WORD.finditer(_MARKUP.sub(" ", reasoning(completion)))
-                    if match.lastgroup != "other" or match[0].isalpha())   # not ² or ½
-    return sum(words[script] for script in scripts) / words.total() if words else 1.0
+    words = [(match.lastgroup, match[0].casefold()) for match in _WORD.finditer(_MARKUP.sub(" ", reasoning(completion)))
+             if match.lastgroup != "other" or match[0].isalpha()]   # not ² or ½
+    if not words:
+        return 1.0
+    inside = [word for script, word in words if script in scripts]
+    rivals = [COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts]
+    own = sum(word in COMMON[lang] and not any(word in r for r in rivals) for word in inside) if rivals else 0
+    foreign = sum(word not in COMMON[lang] and any(word in r for r in rivals) for word in inside) if rivals else 0
+    return len(inside) / len(words) * (own / (own + foreign) if foreign else 1.0)
 
 
 def reasoning(completion: str) -> str:
@@ -131,7 +193,7 @@ def is_readable(problem: Problem, completion: str) -> bool:
 
 def is_repetitive(text: str) -> bool:
     """Whether some n-gram of words, said at least four times, fills more than half of a text of 20 words or more."""
-    words = re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", _MARKUP.sub(" ", text))
+    words = _words(text)
     if len(words) < 20:
         return False
     # an n-gram fills n/p of a loop of p words; for every p up to 128 one of these sizes fills two thirds
@@ -145,6 +207,11 @@ def is_repetitive(text: str) -> bool:
         if 2 * n * _count_apart(words, list(gram)) > len(words):
             return True
     return False
+
+
+def _words(text: str) -> list[str]:
+    """Words and numbers, Han and kana by the character."""
+    return re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", _MARKUP.sub(" ", text))
 
 
 def _count_apart(words: list[str], gram: list[str]) -> int:

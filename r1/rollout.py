@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from r1.config import Sample
 from r1.model import Transformer
-from r1.rewards import score
+from r1.rewards import INFRA, score_all
 from r1.sampler import generate
 from r1.tokenizer import Tokenizer
 from r1.types import Problem, Rollout, Score
@@ -27,7 +27,7 @@ class Scored:
     def record(self) -> dict:
         """For samples.jsonl."""
         p, s = self.problem, self.score
-        return {"task": p.task, "id": p.id, "lang": p.lang, "level": p.level, "prompt": p.prompt, "answer": p.answer,
+        return {"task": p.task, "id": p.id, "kind": p.kind, "lang": p.lang, "level": p.level, "prompt": p.prompt, "answer": p.answer,
                 "completion": self.text, "finish": self.rollout.finish, "length": len(self.rollout.ids),
                 "total": s.total, "parts": s.parts, "reason": s.reason}
 
@@ -48,12 +48,17 @@ def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], 
     with tqdm(total=len(problems) * group, desc=title, leave=False, disable=None if title else True) as bar:
         rollouts = generate(model, tokenizer.encode_batch(texts), group, sample, seed, eos, on_rows=bar.update)
     sampled = time.perf_counter()
-    out = []
+    flat = []
     for problem, text, row in zip(problems, texts, rollouts, strict=True):
         prefix = "<think>" if text.rstrip().endswith("<think>") else ""
-        out.append([])
-        for r in row:
-            ids = r.ids[:-1] if r.finish == "eos" else r.ids
-            done = prefix + tokenizer.decode(ids)
-            out[-1].append(Scored(problem, r, done, score(problem, done, r.finish, weights, extra)))
-    return out, {"time_sample": sampled - began, "time_reward": time.perf_counter() - sampled}
+        flat += [(problem, r, prefix + tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids)) for r in row]
+    scores = score_all([(p, done, r.finish, 1.0 if r.finish == "length" else len(r.ids) / sample.max_new_tokens)
+                        for p, r, done in flat], weights, extra)
+    scored = [Scored(p, r, done, s) for (p, r, done), s in zip(flat, scores, strict=True)]
+    return ([scored[i:i + group] for i in range(0, len(scored), group)],
+            {"time_sample": sampled - began, "time_reward": time.perf_counter() - sampled})
+
+
+def judged(groups: list[list[Scored]]) -> list[list[Scored]]:
+    """Without the groups in which the sandbox failed: what nobody could judge is neither right nor wrong."""
+    return [g for g in groups if all(s.score.reason != INFRA for s in g)]

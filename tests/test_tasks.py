@@ -40,6 +40,13 @@ def value(text: str) -> int:
 
 # ---- worked solutions --------------------------------------------------------------------------
 
+def function(program: str):
+    """The f of one of the world's own programs."""
+    names = {}
+    exec(program, names)
+    return names["f"]
+
+
 EQUATION = re.compile(r"\d+(?:[-+*]\d+)*(?:=-?\d+(?:[-+*]\d+)*)+")
 GAIN = r"buys (\d+)|finds (\d+)|买了(\d+)个|找到(\d+)个"
 LOSS = r"gives away (\d+)|loses (\d+)|送出(\d+)个|丢了(\d+)个"
@@ -77,6 +84,12 @@ def test_every_step_of_a_worked_solution_is_true(family, level):
                 assert value(rest) == answer             # what is left to do never changes the answer
         elif family == "word":
             assert told(prompts["en"]) == told(prompts["zh"]) == answer == last[-1]
+        elif family == "code":
+            f = function(answer["example"])
+            shown = {int(x): int(y) for x, y in re.findall(r"f\((\d+)\)=(\d+)", prompts["en"])}
+            assert len(shown) >= 2 and all(f(x) == y for x, y in shown.items())
+            assert all(f(*args) == y for args, y in answer["calls"]) and len({x for (x,), _ in answer["calls"]} - shown.keys()) >= 4
+            assert answer["example"].split("return ")[-1] in steps["en"] and answer["example"].split("return ")[1][:3] in steps["zh"]
         else:
             assert numbers(prompts["en"]) == [*answer["numbers"], answer["target"]]
             assert value(answer["example"]) == answer["target"] == last[-1]
@@ -93,13 +106,17 @@ def test_gold_answers_are_accepted_and_wrong_ones_are_not(family, test):
     for lang in 60 * world.LANGS:
         p, steps = world.make(family, rng, test, lang=lang)
         s = score(p, f"<think>{steps[lang]}</think><answer>{world.answer_text(p)}</answer>", "eos", {"accuracy": 1.0})
-        assert s.parts == {"accuracy": 1.0, "format": 1.0, "language": 1.0} and s.reason == "ok", (p, steps)
+        assert all(s.parts[part] == 1.0 for part in ("accuracy", "format", "language")) and s.reason == "ok", (p, steps)
         if p.kind == "math":
             wrong = [p.answer + 1, p.answer - 1, p.answer * 10 + 1, -p.answer - 1, "", "?"]
         elif p.kind == "countdown":
             a, b, c = p.answer["numbers"]
             wrong = [f"{a}{x}{b}{y}{c}" for x in "+-*" for y in "+-*" if value(f"{a}{x}{b}{y}{c}") != p.answer["target"]]
             wrong += [p.answer["target"], f"{world.answer_text(p)}+1-1", f"{world.answer_text(p)}={p.answer['target'] + 1}"]
+        elif p.kind == "code":
+            shown = dict(re.findall(r"f\((\d+)\)=(\d+)", p.prompt))
+            wrong = ["def f(x): return {%s}.get(x)" % ",".join(map(":".join, shown.items())), "def f(x): return x", "def g(x): return 1",
+                     world.answer_text(p) + "+1", world.answer_text(p)[:-1]] if lang == "en" else ["def f(x): return None"]
         else:
             assert p.answer.isascii() == (lang == "en")
             wrong = [steps[lang], p.prompt, f"{p.answer} {p.answer}", p.answer[:-1]]
@@ -165,9 +182,9 @@ def test_no_test_question_stands_anywhere_in_the_corpus(family, documents):
     inside = [p for key, prompts in made.items() if held_out(key) for p in prompts.values()]
     assert len(inside) >= (6 if family == "fact" else 50)    # of the hundred facts three are held out
     for p in inside:                                     # not behind a digit or sign: 12+3=? ends with 2+3=?
-        at = text.find(p)
+        at = text.find(p)                                # nor behind more values of a function, which make it another one
         while at >= 0:
-            assert text[at - 1] in "0123456789+-", (p, text[at - 40:at + 60])
+            assert text[at - 1] in "0123456789+-" or family == "code" and text[:at].endswith((", ", "，")), (p, text[at - 40:at + 60])
             at = text.find(p, at + 1)
     assert any(p in text for p in outside)               # the search does find what is there
 
@@ -197,6 +214,8 @@ def key_of(question: str) -> str | None:
         n, old, thing = PHRASES[m[2]]
         new = (world.COLOURS["en"] + world.COLOURS["zh"]).index(m[1]) % 6
         return f"rewrite:{n}.{thing}.{old}.{new}"
+    if m := re.fullmatch(r"(f\(.+\d)(?:\. Write f\.|。写出f。)", question):
+        return "code:" + re.sub(", |，", ",", m[1])
     assert re.search(r"How many \w+ now\?$|现在有几个.+？$", question), question
     return None
 
@@ -210,7 +229,7 @@ def test_what_the_documents_ask_is_on_the_training_side(documents):
         assert key is None or not held_out(key), q
         keys[key and key.split(":")[0]] += 1
     assert keys["chain"] > 3000 and keys["countdown"] > 2000 and keys["rewrite"] > 300 and keys["translate"] > 100
-    assert keys["fact"] > 100 and keys[None] > 3000
+    assert keys["fact"] > 100 and keys[None] > 2500 and keys["code"] > 1500
     pairs = [m.groups() for d in documents if (m := re.fullmatch(r"(.+) = (.+)", d))]
     assert len(pairs) > 500
     for pair in pairs:
