@@ -17,7 +17,7 @@ MAX_DEPTH = 40        # of brackets, fractions, roots and powers
 
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*|\*\*|\\[{}]|\S")
-_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
+_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
 _NAME = re.compile(r"{0}(?:/{0})?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|{0}(?::{0})+|\|(?![a-z]\|){0}+\|".format(_PART))
 _PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",)}
@@ -181,7 +181,9 @@ class _Parser:
                 return value
 
     def starts_factor(self) -> bool:
-        return self.token not in _STOPS and not self.token[0].isdigit() and self.token[0] != "." and not (self.token == "|" and self.bars)
+        if self.token[:1].isdigit():   # 3!2! but not 3 2
+            return self.tokens[self.next - 1] == "!"
+        return self.token not in _STOPS and self.token[0] != "." and not (self.token == "|" and self.bars)
 
     def signed(self) -> Any:
         """{"+" | "-" | "±"} power"""

@@ -37,11 +37,11 @@ _REWRITES = [(re.compile(pattern), by) for pattern, by in [
     *_commands("* times cdot ast"), *_commands("/ div"), *_commands("∈ in"), *_commands("≤ le leq leqslant"),
     *_commands("≥ ge geq geqslant"), *_commands("< lt"), *_commands("> gt"), *_commands("≠ ne neq"), *_commands("∪ cup bigcup"),
     *_commands("∖ setminus backslash"), *_commands("∞ infty"), *_commands("± pm"), *_commands("∓ mp"), *_commands("≈ approx simeq sim"),
-    *_commands(r"\{\} emptyset varnothing".replace("\\", "\\\\")), *_commands("| lvert rvert vert mid"), *_commands(": colon"),
+    *_commands(r"\{\} emptyset varnothing".replace("\\", "\\\\")), *_commands("| lvert rvert vert mid"), *_commands(": colon"), *_commands("… ldots dots cdots"),
     (r"<=", "≤"), (r">=", "≥"), (r"!=|\\not ?=", "≠"), (r"\+/-", "±"), (r"(?<![A-Za-z])infinity(?![A-Za-z])", "∞"),
     (r"\\mathbb\s?\{R\}|\\mathbb R", "(-∞,∞)"),
-    (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![A-Za-z])", "°"), (r"° ?[CF](?![A-Za-z])", "°"),
     (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|overline|vec|bar|hat|overrightarrow)\*?\s?\{([^{}]*)\}", r" \1 "),
+    (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![A-Za-z])", "°"), (r"° ?[CF](?![A-Za-z])", "°"),
     (r"\\(?:%|#)|(?<=[0-9}) ])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
 ]]
 
@@ -49,6 +49,7 @@ _REWRITES = [(re.compile(pattern), by) for pattern, by in [
 def plain(text: str) -> str:
     """ASCII for digits of any script, full-width forms and the usual signs; superscripts become powers."""
     if not text.isascii():
+        text = re.sub("(?<=[0-9])([cdmk]?m)[²³]", r" \1", text)   # 15m² is no 15 times m
         text = "".join(str(int(c)) if c.isdecimal() else c for c in text)
     return text.translate(_CHARS)
 
@@ -73,7 +74,8 @@ _UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
-_LABEL = re.compile(r"^(?:(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?= ?|[=≈] ?)")
+_LABEL = re.compile(r"^(?:(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?= ?|(?:[A-Za-z]{2,} )+is |[=≈] ?)")
+_BUILDER = re.compile(r"^\\\{ ?[A-Za-z](?: ?∈ ?\(-∞,∞\))? ?[|:] ?(.*)\\\}$")   # {x | x > 1} is x > 1
 
 
 def word(text: str) -> str | None:
@@ -87,9 +89,9 @@ def bare(text: str) -> str:
     if "(" not in text and "[" not in text and "\\{" not in text:   # (1,234) is a pair
         text = _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
     text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
-    text = _LABEL.sub("", text, count=1)
+    text = _BUILDER.sub(r"\1", _LABEL.sub("", text))
     match = _UNIT.fullmatch(text)
-    if match and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", match[1])) and _is_unit(match[3], bool(match[2])):
+    if match and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", match[1].rpartition("=")[2])) and _is_unit(match[3], bool(match[2])):
         text = match[1]
     return _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
 

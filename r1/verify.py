@@ -42,7 +42,7 @@ def extract(text: str, loose: bool = False) -> str | None:
     return (_from_prose(text) if found is None and loose else found or "").strip() or None
 
 
-_BRACE = re.compile(r"\\boxed\s{0,3}\{|\\.|[{}]", re.DOTALL)
+_BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
 _CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}|and\b|or\b|和|或)+(?:[a-zA-Z](?:_\{?\w\}?)? ?= ?)?")
 
 
@@ -54,7 +54,7 @@ def last_boxed(text: str) -> str | None:
         piece = match.group()
         if piece == "{":
             opened.append(None)
-        elif piece.startswith("\\boxed"):
+        elif len(piece) > 2:
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
             boxes.append((box[0], match.end(), text[box[1]:match.start()]))
@@ -72,8 +72,10 @@ def _joined(text: str, found: list[tuple[int, int, str]], forwards: bool = False
     return ", ".join(content for _, _, content in found[first:last])
 
 
-_PLAIN = re.compile(r"(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:[0-9]{1,3}(?: [0-9]{3}){1,6}(?![0-9])|[0-9][0-9,]{0,60})(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
+_PLAIN = re.compile(r"(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
+                    r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9][0-9,]{0,60})(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
                     r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
+_LETTER = re.compile(r"\(?([A-Z])\)?(?![\w'])")
 _ANCHOR = re.compile(r"(final )?answer(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
 _DELIMITER = re.compile(r"\\[\\$]|\$\$|\$|\\[()\[\]]")
 _CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
@@ -95,8 +97,8 @@ def _formulas(text: str, start: int = 0) -> list[tuple[int, int, str]]:
 def _anchored(text: str, final: bool) -> str:
     """The formulas or the number right behind the last "(final) answer is"."""
     for match in reversed([m for m in _ANCHOR.finditer(text) if m[1] or not final][-8:]):
-        if number := _PLAIN.match(text, match.end()):
-            return number[1]
+        if short := _PLAIN.match(text, match.end()) or _LETTER.match(text, match.end()):
+            return short[1]
         found = _formulas(text[:match.end() + MAX_TEXT], match.end()) if text[match.end():match.end() + 1] in ("$", "\\") else []
         if found and found[0][0] == match.end():
             joined = _joined(text, found, forwards=True)
@@ -129,16 +131,15 @@ def parse(text: str, last: bool = False) -> Any:
     """
     try:
         text = normal(text)
-        if _WORD.fullmatch(text):
-            return word(text)
-        return value_of(bare(text), last)
+        short = bare(text)
+        return word(short) if _WORD.fullmatch(short) else value_of(short, last)
     except NotExpression:
         return word(text)
     except (TooBig, ArithmeticError, ValueError, RecursionError):   # beyond a cap, 0/0
         return None
 
 
-_DECIMAL_COMMA = re.compile(r"\s*(-?[0-9]{1,3}(?:\.[0-9]{3})+|-?[0-9]+),([0-9]{1,2}|[0-9]{4,})\s*")
+_DECIMAL_COMMA = re.compile(r"^(-?[0-9]{1,3}(?:\.[0-9]{3})+|-?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
 
 
 @lru_cache(maxsize=4096)
@@ -177,13 +178,14 @@ def verify(gold: Any, completion: str, loose: bool = False, places: int | None =
         return False, "no_answer"
     if len(answer) > MAX_TEXT:
         return False, "too_long"
-    value = parse(answer, loose)
-    if value is None:
+    value, expected = parse(answer, loose), _gold_value(gold)
+    if value is None or expected is None:
         return False, "unparsed"
     try:
-        ok = equal(_gold_value(gold), value, places)
-        if not ok and loose and _DECIMAL_COMMA.fullmatch(answer):
-            ok = equal(_gold_value(gold), parse(_DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], answer)), places)
+        ok = equal(expected, value, places)
+        if not ok and loose:   # 1.000,99 as a number; a sentence that is the gold text
+            more = _DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], bare(normal(answer)))
+            ok = equal(expected, parse(more), places) or isinstance(expected, str) and parse(completion.strip()[:MAX_TEXT]) == expected
     except (TooBig, RecursionError):
         return False, "too_long"
     return ok, "ok" if ok else "wrong"
