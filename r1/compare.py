@@ -124,13 +124,12 @@ class Comparison:
         ratios, seen = [], []
         try:
             for left, right in self._values(gold, value):
-                if left == 0 or right == 0:   # a tautology is zero everywhere
-                    return False
-                ratios.append(right / left)
-                seen.append(left)
+                if left or right:   # a tautology is zero everywhere, and 1 / 0 raises
+                    ratios.append(left / right)
+                    seen.append(left)
         except (ValueError, ArithmeticError):
             return False
-        return (len(ratios) >= ENOUGH and all(close(ratios[0], r) for r in ratios) and not all(close(seen[0], s) for s in seen)
+        return (len(ratios) >= ENOUGH and all(r and close(ratios[0], r) for r in ratios) and not all(close(seen[0], s) for s in seen)
                 and (any_sign or not isinstance(ratios[0], complex) and ratios[0] > 0))
 
     # ---- groups and sets of numbers
@@ -156,7 +155,7 @@ class Comparison:
         try:
             names = {n for _, diff in gold.pairs for n in names_in(diff)} if isinstance(gold, Relation) else {"x"}
             ends = sorted({*(_ends(gold) if isinstance(gold, Group) else ()), *_ends(value)})
-            if len(names) != 1 or len(ends) > 40 or "()" in "".join(names):
+            if len(names) != 1 or len(ends) > 24 or "()" in "".join(names):
                 return False
             marks = [end for i, end in enumerate(ends) if i == 0 or not close(end, ends[i - 1])] or [Fraction(0)]
             tests = [*marks, *((a + b) / 2 for a, b in zip(marks, marks[1:])), marks[0] - 1, marks[-1] + 1]
@@ -263,7 +262,7 @@ def _suspects(relation: Relation) -> list[Fraction]:
         todo += each.args if isinstance(each, Node) else ()
         if isinstance(each, Fraction) and each:
             found.add(abs(Fraction(each)))
-    found = sorted(found)[:8]
+    found = sorted(found)[:6]
     return [Fraction(0), *(sign * a / b for a in found for b in found for sign in (1, -1) if a != b or a == 1)]
 
 

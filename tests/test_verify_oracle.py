@@ -14,9 +14,9 @@ def frac(value, rng=None, style=None):
     styles = ["\\frac{%d}{%d}" % (top, bottom), "%d/%d" % (top, bottom), "\\dfrac{%d}{%d}" % (k * top, k * bottom)]
     if bottom == 1:
         styles += [str(top), "%d.0" % top, str(top)]
-    elif abs(top) > bottom:
+    elif abs(top) > bottom and rng and rng.random() < 0.5:
         styles.append("%s%d\\frac{%d}{%d}" % ("-" * (top < 0), abs(top) // bottom, abs(top) % bottom, bottom))
-    if 10**6 % bottom == 0:
+    elif 10**6 % bottom == 0:
         styles.append(("%.6f" % float(value)).rstrip("0"))
     return styles[style] if style is not None else rng.choice(styles)
 
