@@ -147,7 +147,7 @@ class Comparison:
         elif {gold.brackets, value.brackets} <= {"", "{}"} and not any(names):   # no order, and an item may be said twice
             return (len(value.items) >= len(gold.items) and all(any(self.equal(g, v) for v in value.items) for g in gold.items)
                     and all(any(self.equal(g, v) for g in gold.items) for v in value.items))
-        return ((gold.brackets == value.brackets or {gold.brackets, value.brackets} == {"()", ""} or any(names))
+        return ((gold.brackets == value.brackets or {gold.brackets, value.brackets} == {"()", ""})
                 and len(gold.items) == len(value.items) and all(map(self.equal, gold.items, value.items)))
 
     def _sets(self, gold: Any, value: Group) -> bool:

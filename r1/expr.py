@@ -87,7 +87,10 @@ def apply(op: str, *args: Any) -> Any:
         raise ValueError("arithmetic with infinity")
     if any(isinstance(a, Node) for a in args):
         return Node(op, args)
-    value = exact(OPS[op](*args))
+    try:
+        value = exact(OPS[op](*args))
+    except TypeError:
+        raise ValueError("not for complex numbers") from None
     if isinstance(value, float) and value == 0 and op in ("*", "/", "^", "exp") and all(args):
         raise OverflowError("too small for a float")   # it is not zero
     return value
@@ -152,21 +155,17 @@ def _power(base: Any, exponent: Any) -> Any:
 
 def real_root(value: Any, degree: Any) -> Any:
     """The real root where there is one, exact where it is rational."""
-    if not isinstance(value, Fraction) or not isinstance(degree, Fraction | int) or degree < 2 or degree != int(degree):
-        return apply("^", value, apply("/", Fraction(1), Fraction(degree) if isinstance(degree, int) else degree))
+    if not isinstance(value, Fraction) or not isinstance(degree, Fraction | int) or not 2 <= degree <= 64 or degree != int(degree):
+        return apply("^", value, apply("/", Fraction(1), degree if isinstance(degree, (*NUMBER, Node)) else Fraction(degree)))
     if value < 0 and degree % 2:
         return -real_root(-value, degree)
+    n = int(degree)
     if value >= 0:
-        root = Fraction(*(_integer_root(part, int(degree)) for part in (value.numerator, value.denominator)))
-        if bits(root) * degree <= 2 * MAX_BITS and root ** int(degree) == value:
+        root = Fraction(*(math.isqrt(p) if n == 2 else round(p ** (1 / n)) if p.bit_length() < 1000 else 1
+                          for p in (value.numerator, value.denominator)))
+        if bits(root) * n <= 2 * MAX_BITS and root ** n == value:
             return root
-    return (float(value) if value >= 0 else complex(value)) ** (1 / float(degree))
-
-
-def _integer_root(number: int, degree: int) -> int:
-    if degree == 2:
-        return math.isqrt(number)
-    return round(number ** (1 / degree)) if number.bit_length() < 1000 else 1
+    return (float(value) if value >= 0 else complex(value)) ** (1 / n)
 
 
 def _factorial(value: Any) -> Any:
@@ -174,8 +173,6 @@ def _factorial(value: Any) -> Any:
         if value > MAX_FACTORIAL:
             raise TooBig
         return Fraction(math.factorial(int(value)))
-    if isinstance(value, complex):
-        raise ValueError(value)
     return math.gamma(value + 1)
 
 
@@ -199,11 +196,7 @@ def _function(name: str) -> Callable[[Any], Any]:
 
 
 def _whole(rounded: Callable[[Any], int]) -> Callable[[Any], Fraction]:
-    def apply_rounding(x: Any) -> Fraction:
-        if isinstance(x, complex):
-            raise ValueError(x)
-        return Fraction(round(x) if math.isclose(x, round(x), rel_tol=NOISE) and not isinstance(x, Fraction) else rounded(x))
-    return apply_rounding
+    return lambda x: Fraction(round(x) if isinstance(x, float) and math.isclose(x, round(x), rel_tol=NOISE) else rounded(x))
 
 
 FUNCTIONS = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "log", "exp")

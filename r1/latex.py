@@ -21,6 +21,7 @@ _PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^
 _NAME = re.compile(r"{0}(?:/{0})?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|{0}(?::{0})+|\|(?![a-z]\|){0}+\|".format(_PART))
 _PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",)}
+_AROUND = {"|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")}
 _RELATIONS = {"=": "=", "≠": "≠", "<": "<", "≤": "≤", ">": "<", "≥": "≤", "∈": "∈", "≈": "≈"}
 _SEPARATORS = {",", ";", "and", "or"}
 _CALLED = {name: name for name in FUNCTIONS} | {
@@ -117,9 +118,11 @@ class _Parser:
             return parts[0]
         if set(signs) == {"="} or signs == ["∈"] and names[0]:
             return self.equation(parts, names)
+        if "∈" in signs:
+            raise NotExpression
         pairs = [(_RELATIONS[s], a, b) if s not in ">≥" else (_RELATIONS[s], b, a) for s, a, b in zip(signs, parts, parts[1:])]
         found = tuple((s, apply("-", a, b)) for s, a, b in pairs if not (s in "<≤" and (a == -INFINITY or b == INFINITY)))
-        if "∈" in signs or not found or not all(isinstance(diff, Node) for _, diff in found):
+        if not found or not all(isinstance(diff, Node) for _, diff in found):
             raise NotExpression
         return Relation(found)
 
@@ -130,7 +133,8 @@ class _Parser:
             return Relation((("=", apply("-", *parts)),))
         values = [p for p, name in zip(parts, names) if not name] or parts[1:]
         if not all(equal(values[0], value) for value in values[1:]):
-            if not (self.last and named is not None) and (isinstance(values[-1], Node) or not all(isinstance(v, Node) for v in values[:-1])):
+            definitions = not isinstance(values[-1], Node) and all(isinstance(v, Node) for v in values[:-1])   # A = πr² = 9π
+            if named is None or not self.last and not definitions:
                 raise NotExpression   # a hedge: x = 1 = 2
             values = values[-1:]
         if named is None:
@@ -220,12 +224,12 @@ class _Parser:
             return self.based(token) if self.token == "_" else literal(token)
         if token in _CLOSING:
             return self.bracket(token)
-        if token == "|" or token in ("\\lfloor", "\\lceil"):
+        if token in _AROUND:
+            op, close = _AROUND[token]
             self.bars += token == "|"
             value = self.sum()
-            self.take({"|": "|", "\\lfloor": "\\rfloor", "\\lceil": "\\rceil"}[token])
-            self.bars -= token == "|"
-            return apply({"|": "abs", "\\lfloor": "floor", "\\lceil": "ceil"}[token], value)
+            self.bars -= self.take(close) == "|"
+            return apply(op, value)
         if token == "⟦":
             return self.matrix()
         if token == "∞":
@@ -260,18 +264,14 @@ class _Parser:
         return Group({"{": "", "\\{": "{}"}.get(token, token[-1] + close[-1]), items)
 
     def matrix(self) -> Group:
-        """sum {"&" sum} {"¶" ...}, with an empty last row for nothing"""
-        rows: list[tuple] = []
-        while self.token != "⟧":
-            row = [self.sum()]
-            while self.token == "&":
-                self.take()
-                row.append(self.sum())
-            rows.append(tuple(row))
-            if self.token != "⟧":
-                self.take("¶")
-        self.take()
-        return Group("matrix", tuple(rows))
+        """row {"¶" row} ["¶"], where a row is sum {"&" sum}"""
+        rows: list[tuple] = [()]
+        while True:
+            rows[-1] += (self.sum(),)
+            if (sign := self.take("&", "¶", "⟧")) == "¶" and self.token != "⟧":
+                rows.append(())
+            elif sign == "⟧" or sign == "¶" and self.take():
+                return Group("matrix", tuple(rows))
 
     def function(self, name: str) -> Any:
         """sin^2 x, log_2(8), sin 30°: the argument is a bracket, or else a product without brackets and functions."""
@@ -304,7 +304,7 @@ class _Parser:
         if token[0] != "\\" and len(token.rstrip("'")) > 1:
             if not _PRODUCT.fullmatch(token.rstrip("'")):
                 raise NotExpression
-            self.tokens[self.next - 1:self.next] = token = [token[0], token[1:]]
+            self.tokens[self.next - 1:self.next] = token[0], token[1:]
             token = token[0]
         elif self.token == "_":
             self.take()
@@ -317,9 +317,7 @@ class _Parser:
                 self.take()
                 args = self.items()
                 self.take(")")
-                if not all(isinstance(a, (Fraction, float, complex, Node)) for a in args):
-                    raise NotExpression
-                return Node("call", (token, *args))
+                return Node("call", (token, *(apply("*", Fraction(1), a) for a in args)))   # numbers only
         return {"e": math.e, "i": 1j}.get(token) or Node("var", (token.lstrip("\\"),))
 
     def subscript(self) -> str:
@@ -327,8 +325,7 @@ class _Parser:
             return self.take()
         start = self.next
         while self.take() != "}":
-            if not self.token:
-                raise NotExpression
+            pass
         return "".join(self.tokens[start + 1:self.next - 1])
 
     def based(self, token: str) -> Group:

@@ -24,6 +24,7 @@ def _commands(spelling: str) -> list[tuple[str, str]]:
 
 
 _REWRITES = [(re.compile(pattern), by) for pattern, by in [
+    (r"\f(?=rac)", r"\\f"), (r"\t(?=(?:ext|imes|frac|heta)(?![A-Z]))", r"\\t"),   # eaten by a string literal
     (r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|pi|boxed|text|le|ge|leq|geq|infty|cup|in|pm|times|cdot)(?![a-z]))", r"\\"),   # escaped twice
     (r"\\begin\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}(?:\s?\{[lcr|]*\})?", "⟦"),
     (r"\\end\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}", "⟧"),
@@ -66,9 +67,9 @@ def normal(text: str) -> str:
 _SHORT_UNITS = frozenset("m cm mm km nm g kg mg s h ms min sec hr hrs ml mL l L ft in mi yd lb lbs oz mph kJ kW Hz Pa mol".split())
 _NOT_UNITS = frozenset(   # words that change the number before them, or that offer another one
     "and but not nor than more less mod pi sqrt root hundred thousand million billion trillion dozen half "
-    "halves third thirds fourth fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth "
-    "eighths ninth ninths tenth tenths hundredth hundredths squared cubed times plus minus over choose "
-    "factorial infinity one two three four five six seven eight nine ten zero base sin cos tan log exp or".split())
+    "halves third fourth quarter fifth sixth seventh eighth "
+    "ninth tenth hundredth squared cubed times plus minus over choose "
+    "factorial infinity negative below inverse reciprocal eleventh twelfth thirteenth twentieth score one two three four five six seven eight nine ten zero base sin cos tan log exp or".split())
 _NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
 _UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(?: ?\^ ?\{?[23]\}?)?")
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
@@ -101,4 +102,4 @@ def _is_unit(unit: str, spaced: bool) -> bool:
         return _NOT_HAN_UNITS.isdisjoint(unit)
     words = unit.replace("/", " ").split()
     return len(words) <= 3 and all(each in _SHORT_UNITS and (spaced or len(each) > 1)
-                                   or spaced and len(each) > 2 and each.lower() not in _NOT_UNITS for each in words)
+                                   or spaced and len(each) > 2 and not {low := each.lower(), low.removesuffix("s")} & _NOT_UNITS for each in words)

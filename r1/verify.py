@@ -37,9 +37,9 @@ def extract(text: str, loose: bool = False) -> str | None:
     _, opening, body = before.rpartition("<answer>")
     if closing and opening:
         boxed = last_boxed(body)
-        return (body if boxed is None else boxed).strip() or None
+        return (body if boxed is None else boxed).strip(" \n\r") or None
     found = loose and _anchored(text, final=True) or last_boxed(text)
-    return (_from_prose(text) if found is None and loose else found or "").strip() or None
+    return (_from_prose(text) if found is None and loose else found or "").strip(" \n\r") or None
 
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from r1.compare import equal
-from r1.verify import extract, is_gold, last_boxed, parse, verify
+from r1.verify import extract, is_gold, last_boxed, parse, reading, verify
 
 LIMIT = 0.02   # seconds for any answer
 REASONS = {"ok", "wrong", "no_answer", "unparsed", "too_long"}
@@ -81,6 +81,21 @@ RIGHT = [
     ("C", "(C)"), ("C", "c."), ("\\text{(C)}", "C"), ("\\text{Even}", "even"), ("x>2", "x > 2"), ("\\infty", "\\infty"),
     ("\\frac13", "0.333333"), ("\\frac13", "0.3333"), ("-\\frac23", "-0.6667"), ("1/3", "33.33\\%"),
     ("\\frac{100000}{3}", "33333.3"),
+    # closed forms, functions
+    ("\\sqrt[3]{-8}", "-2"), ("\\frac{\\sqrt3}{2}", "\\sin 60^\\circ"), ("3", "\\log_2 8"), ("e^2", "\\exp(2)"), ("\\ln 6", "\\ln 2+\\ln 3"), ("0", "\\sin\\pi"),
+    ("2i", "(1+i)^2"), ("-1", "e^{i\\pi}"), ("10", "\\binom52"), ("2", "\\lfloor 2.7\\rfloor"), ("3", "|{-3}|"), ("3!2!", "12"), ("\\pi", "3.141593"),
+    ("1+\\frac1e", "\\frac{e+1}{e}"), ("\\arcsin\\frac12", "\\sin^{-1}(1/2)"), ("\\frac{1}{3}", "\x0crac{1}{3}"),
+    # intervals, inequalities, sets
+    ("(1,\\infty)", "(1,+\\infty)"), ("[1,3]", "[1,2]\\cup[2,3]"), ("-2\\le x\\le7", "[-2,7]"), ("x\\ne5", "(-\\infty,5)\\cup(5,\\infty)"),
+    ("1\\le|z|\\le\\frac32", "[-1.5,-1]\\cup[1,1.5]"), ("x^2<2", "(-\\sqrt2,\\sqrt2)"), ("2x-3\\ne0", "(-\\infty,1.5)\\cup(1.5,\\infty)"), 
+    ("\\{x\\mid x>3\\}", "(3,\\infty)"), ("\\mathbb{R}\\setminus\\{0\\}", "(-\\infty,0)\\cup(0,\\infty)"), ("7\\ge x\\ge-2", "-2\\le x\\le 7"), ("\\emptyset", "\\{\\}"),
+    ("2,-2", "x=\\pm2"), ("1\\pm\\sqrt2", "1-\\sqrt2,1+\\sqrt2"), ("(11,7)or(7,11)", "(7,11), (11,7)"), ("(0;0),(4;0)", "(4,0),(0,0)"), ("p=5,q=2;p=7,q=2", "(5,2),(7,2)"),
+    # names, chains, equations, expressions
+    ("x=1,y=2", "y=2,x=1"), ("x=1,y=2", "(1,2)"), ("5", "5=x"), ("x=5", "2x=10"), ("9\\pi", "A=\\pi r^2=9\\pi"), ("1/3", "x=\\frac13\\approx0.33"), ("11", "x\\approx11"),
+    ("7:32", "\\frac{7}{32}"), ("S_{MBCN}:S=7:32", "7:32"), ("2/3", "\\frac ab=\\frac23"), ("P(A)=0.5", "1/2"), ("60", "\\angle ABC=60^\\circ"), ("1112_3", "1112_{3}"),
+    ("2x+4y-3=0", "y=-\\frac12x+\\frac34"), ("x<1", "-x>-1"), ("x\\neq5", "x!=5"), ("f(2)<f(1)", "f(1)>f(2)"), ("y=2x+1", "f(x)=2x+1"), ("y=2x+1", "2x+1"),
+    ("a^2-b^2", "(a-b)(a+b)"), ("n!", "n(n-1)!"), ("\\frac{n(n-1)}2", "\\binom n2"), ("\\sin2x", "2\\sin x\\cos x"), ("2^{x+1}", "2\\cdot2^x"), ("\\sqrt x", "x^{1/2}"),
+    ("\\frac{x^2-1}{x-1}", "x+1"), ("\\log_2 3", "\\frac{\\ln3}{\\ln2}"), ("\\frac15\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{bmatrix}0.2\\\\2/5\\end{bmatrix}"),
 ]
 WRONG = [
     ("2", "1 \\text{ or } 2"), ("2", "1, 2"), ("2", "1 = 2"), ("2", "x=1=2"), ("2", "2 \\text{ or 3}"),
@@ -96,6 +111,13 @@ WRONG = [
     ("2", "2 thirds"), ("5", "5\u4e07"), ("2", "2 \\text{ squared}"), ("12", "1 2"), ("1.52", "1.5.2"),
     ("\\frac13", "0.333"), ("\\frac13", "0.3"), ("\\frac13", "0.3334"), ("\\frac23", "0.6666"), ("0.33333", "1/3"),
     ("\\frac{1000000}{3}", "333333"), ("16386.16", "16386.2"), ("\\sqrt{2}", "1.4142"), ("\\sqrt{2}", "\\sqrt{2.00000001}"), ("4", "4\\sqrt{2}"),
+    ("x=5", "y=5"), ("x=1,y=2", "x=2,y=1"), ("x=1,y=2", "2,1"), ("x=1,y=2", "[1,2)"), ("5", "2x=3y=5"), ("5", "x=4=5"), ("x^2=4", "x=2"), ("x<1", "x>-1"), ("x\\le1", "x<1"),
+    ("x\\in[-2,7]", "-2\\le x\\le7"),               # pinned, as in Math-Verify: only a gold inequality may be answered by an interval
+    ("x<5", "(-\\infty,5.0000001)"), ("2x-3\\ne0", "(-\\infty,\\infty)"), ("x^2(x-1)<0", "(-\\infty,1)"), ("(1,2)", "\\{1,2\\}"), ("\\{1,2\\}", "(1,2)"),
+    ("x^2", "x^2+10^{-12}"), ("x", "|x|"), ("x", "\\sqrt{x^2}"), ("f(x)", "f(y)"), ("f(2)<f(1)", "f(1)<f(2)"), ("f(x)", "x"), ("a+3z=0", "0"), ("11a+c=7", "11a+c"), ("xy=1", "1"),
+    ("1112_3", "1112"), ("1112_3", "1112_4"), ("1112_3", "41"), ("7:32", "32:7"), ("14:64", "7:32"), ("0", "e^{-1000}"), ("0", "e^{-40}"), ("\\log2", "\\ln2"), ("1", "0^0"),
+    ("\\begin{pmatrix}1&2\\end{pmatrix}", "\\begin{pmatrix}1\\\\2\\end{pmatrix}"), ("\\begin{pmatrix}1&2\\end{pmatrix}", "(1,2)"), ("10^{20}", "10^{20}+1"),
+    ("5", "5 twelfths"), ("5", "5 millions"), ("15", "5!!"), ("\\sqrt{2}", "1.41421"), ("\\pi", "3.141592"), ("2", "x=2 or x=3"), ("2x", "2y"), ("x^{2}", "2x"), ("west", "\\text{east}"),
     ("50", "0.5"), ("50%", "5"), ("0.5", "50"), ("2", "\\sqrt{-4}"), ("2", "(-8)^{1/3}"),
 ]
 
@@ -156,6 +178,42 @@ def test_reasons():
     for completion, reason in [("\\boxed{2}", "ok"), ("\\boxed{3}", "wrong"), ("2", "no_answer"), ("\\boxed{9^9^9}", "unparsed"),
                                ("\\boxed{" + "1" * 5000 + "}", "too_long")]:
         assert verify("2", completion) == (reason == "ok", reason)
+
+
+PROSE = [   # read by `loose` alone
+    ("9", "Answer \\( 9 \\)"), ("12", "The final answer is: $12$. I hope it is correct."), ("34", "Final Answer: The largest $n$ is 34."), ("72", "The answer is 72."),
+    ("2/3", "the probability is 2/3. <|im_start|>user"), ("1/2", "So it is \\frac{1}{2}."), ("1000.99", "it is not 10 but 1,000.99€"), ("1000.99", "it costs 1 000.99 dollars"),
+    ("1000.99", "it is 1.000,99€"), ("2.74", "2,74"), ("100", "100m2"), ("15", "15m²"), ("C", "The answer is (C)."), ("\\text{June 20}", "June 20"), ("1,2", "They are $1$ and $2$."),
+    ("28%", "$28$ percent"), ("x>5", "Therefore $x \\gt 5$ is the solution."), ("1", "x = 1"), ("-3", "The answer is -3."),
+    ("10455", "First $\\boxed{200}$, then $\\boxed{255}$. Final Answer: The final answer is $10,455$."), ("-5", "x = -5"), ("10/9", "\\frac{10}{9}")]
+NOT_PROSE = [("2", "The answer is 1, 2, 3, 4"), ("2", "AZYUK2A"), ("9", "Answer $\n9\n$"), ("-5", "The answer is 5"), ("-1/2", "The answer is 1/2"), ("2", "<think>2</think> No idea."),
+             ("5", "It costs $5\nor $7"), ("5", "5 or 6"), ("2", "The final answer is $1$ or $2$"), ("C", "C or D"), ("even", "It is even or odd")]
+
+
+@pytest.mark.parametrize("gold, text", PROSE + NOT_PROSE)
+def test_prose_counts_for_evaluation_alone(gold, text):
+    assert not verify(gold, text)[0]
+    assert verify(gold, text, loose=True)[0] is ((gold, text) in PROSE)
+
+
+@pytest.mark.parametrize("gold, answer, places, expected", [
+    ("1/3", "0.33", 2, True), ("1/3", "0.33", None, False), ("1/3", "0.34", 2, False), ("1/3", "0.3", 2, False), ("(\\frac35,\\frac83]", "(0.6,2.6667]", 2, True),
+    ("0.33", "1/3", 2, True), ("0.33", "1/3", None, False), ("\\sqrt2", "1.41", 2, True), ("\\sqrt2", "1.42", 2, False)])
+def test_places(gold, answer, places, expected):
+    assert verify(gold, f"\\boxed{{{answer}}}", places=places)[0] is expected
+
+
+def test_a_gold_answer_may_be_prose():
+    for gold in ("It is $12$.", "so we get \\boxed{12}. I hope", "The final answer is 12. Hurray!", "$12$", "\\[ \\boxed{12\\text{ cm}} \\]"):
+        assert is_gold(gold) and verify(gold, "\\boxed{12}")[0] and not verify(gold, "\\boxed{13}")[0]
+    assert not is_gold("9^{9^9}") and not is_gold("") and not is_gold("0/0")
+
+
+def test_reading():
+    assert reading("\\frac12") == "1/2" and reading("x=5") == "x = 5" and reading("[0,1)") == "[0, 1)" and reading("0/0") == "nothing"
+    assert reading("2x+y=3") == "(((2 * x) + y) - 3) = 0" and reading("(C)") == "'c'" and reading("\\{1,\\sqrt2\\}") == "{1, 1.41421356237}"
+    for bomb in BOMBS.values():
+        assert isinstance(timed(reading, bomb)[0], str)
 
 
 # ---------------------------------------------------------------- what would answer many questions at once

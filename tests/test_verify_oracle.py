@@ -81,7 +81,7 @@ def constants(rng):
     return rng.choice([
         (f"\\frac{{{a}\\pi}}{{{b}}}", f"\\frac{{{a}}}{{{b}}}\\pi", f"\\frac{{{a + 1}}}{{{b}}}\\pi", "pi"),
         (f"\\ln {a * b}", f"\\ln {a}+\\ln {b}", f"\\ln {a}+\\ln {b + 1}", "log"),
-        (f"{a}", f"\\log_{{{b}}}{{{b ** min(a, 12)}}}" if a <= 12 else f"\\log_2 {2 ** a}", f"\\log_{{{b}}}{{{b ** min(a + 1, 13)}}}" if a != 12 else "11", "log base"),
+        (f"{b}", f"\\log_{{{a}}}{{{a ** b}}}", f"\\log_{{{a}}}{{{a ** (b + 1)}}}", "log base"),
         (f"e^{{{a}}}", f"\\exp({a})", f"e^{{{a}}}+1", "exp"),
         (f"2^{{-{a + 40}}}", f"\\frac{{1}}{{2^{{{a + 40}}}}}", f"2^{{-{a + 41}}}", "tiny"),
         (f"{a}!", f"{a} \\cdot {a - 1}!", f"{a + 1}!", "factorial"),
@@ -245,7 +245,12 @@ def test_verdicts_are_the_truth():
 
 # Where Math-Verify 0.9.0 is not of our opinion, all of them decided for ours: (family, form, the truth) -> why.
 DECIDED: dict[tuple[str, str, bool], str] = {
-}
+    ("constants", "tiny", False): "2^-59 is not 2^-58: its tolerance is absolute, ours is relative, and rationals are exact",
+    ("equations", "chain", False): "x=2=5 is a hedge: all members of a chain must be equal, it takes the last one",
+    ("rounded", "rounded", False): "15/7 is not 2.14285744: every digit given must be right, it rounds both to 6 decimals",
+    ("words", "base", False): "112212_3 is not 112212_4: it drops the base",
+    ("tuples", "named", True): "after a name it compares 0.5 with 1/2 by their structure",
+    ("intervals", "in", True): "after a name it compares 16.25 with 65/4 by their structure"}
 
 
 @pytest.mark.slow
