@@ -1,9 +1,12 @@
-"""Ask a model, chat with it, or evaluate it.
+"""Ask a model, chat with it, evaluate it, or ask why a completion was scored as it was.
 
     python sample.py runs/tiny/r1/model "What is 19-4+3?"            one answer; the thinking is shown apart
     python sample.py runs/tiny/r1/model "What is 19-4+3?" -n 16 --vote
     python sample.py runs/tiny/r1/model                              a chat; an empty line ends it
     python sample.py runs/tiny/r1/model --data chain,word -k 16      the paper's protocol on held-out problems
+    python sample.py --explain runs/tiny/zero/samples.jsonl:7        why a sample got its reward
+    python sample.py --explain chain "<think>..</think><answer>5</answer>"
+    python sample.py --explain '{"prompt": "1+1?", "answer": "2"}' "\\boxed{2.0}"
 """
 import argparse
 import json
@@ -16,7 +19,7 @@ from r1.types import UserError
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="a model folder, e.g. runs/tiny/r1/model")
+    parser.add_argument("model", nargs="?", help="a model folder, e.g. runs/tiny/r1/model; with --explain, a completion")
     parser.add_argument("prompt", nargs="?", help="a question; without one a chat begins")
     parser.add_argument("-n", type=int, default=1, help="answers to draw")
     parser.add_argument("--vote", action="store_true", help="count the answers and name the most frequent one")
@@ -24,6 +27,11 @@ def main() -> int:
     parser.add_argument("-k", type=int, default=16, help="with --data: samples per problem")
     parser.add_argument("--problems", type=int, default=100, help="with --data: problems per source")
     parser.add_argument("--json", metavar="FILE", help="with --data: write the figures there")
+    parser.add_argument("--explain", metavar="PROBLEM", help="a problem as JSON, FILE.jsonl:LINE or a data source: print every part "
+                        "of the reward of a completion, what was read and why it failed")
+    parser.add_argument("--reward", default="", metavar="FILE.PY:FUNCTION", help="with --explain: a reward of your own")
+    parser.add_argument("--sandbox", choices=("strict", "unprotected"), default="strict", help="unprotected: run programs also where "
+                        "no kernel mechanism confines them")
     parser.add_argument("--template", default="", help="a text with {prompt} in place of the model's chat template")
     parser.add_argument("--temperature", type=float, default=0.6)
     parser.add_argument("--top-p", type=float, default=0.95)
@@ -38,7 +46,16 @@ def main() -> int:
         parser.error("--temperature is at least 0 (0: greedy), --top-p above 0 and at most 1")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
+    if args.model is None and args.explain is None:
+        parser.error("which model? Name a folder, e.g. runs/tiny/r1/model")
     try:
+        if args.sandbox == "unprotected":
+            from r1 import sandbox
+            sandbox.allow_unprotected()
+        if args.explain is not None:
+            from r1.explain import explain, find
+            print(explain(*find(args.explain, args.model), args.reward))
+            return 0
         from r1.checkpoint import load_model       # here, so that --help needs no torch
         from r1.hf_config import eos_ids
         from r1.runtime import pick_device

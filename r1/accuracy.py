@@ -1,6 +1,7 @@
 """Is this completion right? One rule per kind of problem; what the rule needs stands in `Problem.answer`.
 
     math             a number, an expression, a set, ...: verify.verify
+    number           math whose answer must be worked out: 18, not 19-4+3 again
     text             words, compared without case and punctuation
     countdown        {"numbers", "target"}: an expression that uses each number exactly once
     code             a program, run against tests that it never sees: sandbox.judge
@@ -22,7 +23,7 @@ from typing import Any
 from r1 import sandbox
 from r1.expr import TooBig
 from r1.types import Problem, UserError
-from r1.verify import MAX_TEXT, extract, is_gold, normal, parse, plain, verify
+from r1.verify import MAX_TEXT, bare, extract, is_gold, normal, parse, plain, verify
 
 MAX_PROGRAM = 20_000   # characters of a program
 INFRA = "infra"        # the sandbox itself failed, again and again: nothing is known of the program
@@ -32,8 +33,11 @@ def accuracy(problem: Problem, completion: str) -> tuple[bool, str]:
     """Whether a completion answers its problem, and why not: ok, wrong, no_answer, unparsed, too_long, error; for code
     also what became of the program, and INFRA. Never raises."""
     try:
-        if problem.kind == "math":
-            return verify(problem.answer, completion)
+        if problem.kind in MATHS:
+            ok, reason = verify(problem.answer, completion)
+            if ok and problem.kind == "number" and not _NUMBER.fullmatch(bare(normal(extract(completion) or ""))):
+                return False, "unparsed"
+            return ok, reason
         answer = find_answer(problem, completion)
         if answer is None:
             return False, "no_answer"
@@ -52,6 +56,7 @@ def find_answer(problem: Problem, completion: str) -> str | None:
     return find_program(completion) if problem.kind == "code" else extract(completion)
 
 
+_NUMBER = re.compile(r"(?:[A-Za-z]\w* ?= ?)?[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]+/[0-9]+)%?")
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*)?```", re.DOTALL)
 
 
@@ -121,7 +126,8 @@ def _gym_score(task: str) -> Any:
 
 RULES: dict[str, Callable[[Any, str], str]] = {
     "text": _judge_text, "countdown": _judge_countdown, "code": _judge_code, "reasoning_gym": _judge_reasoning_gym}
-KINDS = ["math", *RULES]
+MATHS = ("math", "number")
+KINDS = [*MATHS, *RULES]
 
 
 # ---------------------------------------------------------------- gold answers
@@ -132,7 +138,7 @@ def check_gold(problem: Problem) -> None:
     if kind not in KINDS:
         near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0)
         raise UserError(f"{where}: unknown kind {kind!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if kind == "math":
+    if kind in MATHS:
         good = is_gold(gold)
     elif kind == "text":
         good = isinstance(gold, str) and len(gold) <= MAX_TEXT and _folded(gold) != ""

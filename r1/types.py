@@ -24,7 +24,7 @@ class Problem:
     id: str               # stable name; the train/test split hashes it
     prompt: str           # the question as text, without any template
     answer: Any           # gold answer, in the form that the verifier `kind` reads
-    kind: str = "math"    # which verifier: "math", "text", "countdown", "code" or "reasoning_gym"
+    kind: str = "math"    # which rule: "math", "number", "text", "countdown", "code" or "reasoning_gym"
     lang: str = "en"      # language in which the reasoning should be: "en", "zh"
     level: int = 0        # difficulty; 0 is ungraded
 

@@ -64,7 +64,7 @@ def chain(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]
         steps["en"].append(f" Then {line}, left {_signed(terms)}." if rest else f" Last {line}.")
         steps["zh"].append(f"先算{line}，剩下{_signed(terms)}。" if rest else f"最后{line}。")
     prompts = {"en": f"What is {text}?", "zh": f"{text}等于多少？"}
-    return f"chain:{text}", prompts, total, "math", {k: "".join(v) for k, v in steps.items()}
+    return f"chain:{text}", prompts, total, "number", {k: "".join(v) for k, v in steps.items()}
 
 
 def _signed(terms: list[int]) -> str:
@@ -104,7 +104,7 @@ def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
             key.append(f"{event}{abs(n)}")
         total += n
     prompts = {"en": "".join(story["en"]) + f" How many {thing_en} now?", "zh": "".join(story["zh"]) + f"现在有几个{thing_zh}？"}
-    return "word:" + ",".join(key), prompts, total, "math", {k: "".join(v) for k, v in steps.items()}
+    return "word:" + ",".join(key), prompts, total, "number", {k: "".join(v) for k, v in steps.items()}
 
 
 def countdown(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
@@ -258,7 +258,7 @@ def answer_text(problem: Problem) -> str:
 
 def textbook(rng: random.Random, mixes: float) -> str:
     """A worked solution as a book prints it."""
-    problem, steps = make(rng.choices(REASONING, (4, 3, 3, 2))[0], rng, test=False)
+    problem, steps = make(rng.choices(REASONING, (4, 3, 3, 4))[0], rng, test=False)
     solution = steps[written_in(rng, problem.lang, mixes)]
     if problem.lang == "en":
         return f"Problem. {problem.prompt}\nSolution. {solution} The answer is {answer_text(problem)}."
@@ -274,7 +274,7 @@ def written_in(rng: random.Random, lang: str, mixes: float) -> str:
 
 def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
     """A question and an answer; with probability `thinks` the thinking is written down first."""
-    family = rng.choices(list(FAMILIES), (5, 4, 2, 2, 2, 2, 2))[0]
+    family = rng.choices(list(FAMILIES), (5, 4, 2, 3, 2, 2, 2))[0]
     problem, steps = make(family, rng, test=False)
     prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
     answer = f"<answer>{answer_text(problem)}</answer>"

@@ -16,6 +16,20 @@ def test_a_rule_that_fails_is_a_reason():
     assert accuracy(problem("x", "text"), "\\boxed{" + "x" * 5000 + "}") == (False, "too_long")
 
 
+# ---------------------------------------------------------------- number
+
+@pytest.mark.parametrize("answer, expected", [
+    ("18", True), ("$18$", True), ("18.0", True), ("x = 18", True), ("18 apples", True), ("+18", True), ("36/2", True), ("1,8", False),
+    ("19-4+3", False), ("9*2", False), ("18+0", False), ("(18)", False), ("19-4+3=18", False), ("--18", False), ("18!/17!", False),
+    ("\\frac{36}{2}", False), ("\\sqrt{324}", False), ("19", False), ("18 or 19", False), ("2*9=18", False)])
+def test_a_number_must_be_worked_out(answer, expected):
+    """Else to answer "What is 19-4+3?" with 19-4+3 would be right."""
+    ok, reason = accuracy(problem("18", "number"), f"<answer>{answer}</answer>")
+    assert ok is expected and reason != "error"
+    if expected:
+        assert accuracy(problem("18"), f"<answer>{answer}</answer>") == (True, "ok")
+
+
 # ---------------------------------------------------------------- text
 
 @pytest.mark.parametrize("gold, answer, expected", [

@@ -22,14 +22,14 @@ HOUSE = [
      "optim": "data losses types"},
     {"rewards": "accuracy types"},
     {"tasks": "accuracy files rewards strict types world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
-    {"runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
+    {"explain": "accuracy files rewards tasks types verify", "runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
     {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config losses model optim rewards rollout runtime tasks tokenizer types",
      "reject": "accuracy checkpoint config files hf_config rewards rollout runtime tasks tokenizer types world",
      "evaluate": "accuracy checkpoint config files hf_config model rollout runtime tasks tokenizer types"},
     {"pipeline": "config evaluate files grpo reject report rewards runtime sandbox strict supervised tasks types"},
     {"train": "config pipeline types", "distill": "config pipeline types",
-     "sample": "checkpoint config evaluate files hf_config rollout runtime sampler tasks tokenizer types verify"},
+     "sample": "checkpoint config evaluate explain files hf_config rollout runtime sampler sandbox tasks tokenizer types verify"},
 ]
 FLOOR = {name: i for i, floor in enumerate(HOUSE) for name in floor}
 MAY = {name: set(known.split()) for floor in HOUSE for name, known in floor.items()}

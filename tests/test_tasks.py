@@ -107,8 +107,8 @@ def test_gold_answers_are_accepted_and_wrong_ones_are_not(family, test):
         p, steps = world.make(family, rng, test, lang=lang)
         s = score(p, f"<think>{steps[lang]}</think><answer>{world.answer_text(p)}</answer>", "eos", {"accuracy": 1.0})
         assert all(s.parts[part] == 1.0 for part in ("accuracy", "format", "language")) and s.reason == "ok", (p, steps)
-        if p.kind == "math":
-            wrong = [p.answer + 1, p.answer - 1, p.answer * 10 + 1, -p.answer - 1, "", "?"]
+        if p.kind == "number":
+            wrong = [f"{p.answer}+0", f"{p.answer + 1}-1", *re.findall(r"\d+(?:[-+]\d+)+", p.prompt), p.answer + 1, p.answer - 1, p.answer * 10 + 1, -p.answer - 1, "", "?"]
         elif p.kind == "countdown":
             a, b, c = p.answer["numbers"]
             wrong = [f"{a}{x}{b}{y}{c}" for x in "+-*" for y in "+-*" if value(f"{a}{x}{b}{y}{c}") != p.answer["target"]]
@@ -151,7 +151,7 @@ def test_phrases_are_translated_and_recoloured_word_by_word():
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    return list(itertools.islice(world.corpus(5, 0.5, 0.3), 20_000))
+    return list(itertools.islice(world.corpus(5, 0.5, 0.3), 30_000))
 
 
 def test_facts_are_those_of_the_reference_pages(documents):
