@@ -144,7 +144,7 @@ def _power(base: Any, exponent: Any) -> Any:
     if not isinstance(base, Fraction) or not isinstance(exponent, Fraction):
         return (base if isinstance(base, complex) else float(base)) ** exponent
     if exponent.denominator > 1:
-        root = real_root(base, exponent.denominator) if base >= 0 and exponent.denominator <= 64 else 0.0
+        root = real_root(base, Fraction(exponent.denominator)) if base >= 0 and exponent.denominator <= 64 else 0.0
         return _power(root, Fraction(exponent.numerator)) if isinstance(root, Fraction) else float(base) ** float(exponent)
     if abs(base) == 1:   # also to a huge power
         return base if exponent % 2 else Fraction(1)
@@ -155,11 +155,11 @@ def _power(base: Any, exponent: Any) -> Any:
 
 def real_root(value: Any, degree: Any) -> Any:
     """The real root where there is one, exact where it is rational."""
-    if not isinstance(value, Fraction) or not isinstance(degree, Fraction | int) or not 2 <= degree <= 64 or degree != int(degree):
-        return apply("^", value, apply("/", Fraction(1), degree if isinstance(degree, (*NUMBER, Node)) else Fraction(degree)))
-    if value < 0 and degree % 2:
-        return -real_root(-value, degree)
+    if not isinstance(value, Fraction) or not isinstance(degree, Fraction) or degree.denominator > 1 or not 2 <= degree <= 64:
+        return apply("^", value, apply("/", Fraction(1), degree))
     n = int(degree)
+    if value < 0 and n % 2:
+        return -real_root(-value, degree)
     if value >= 0:
         root = Fraction(*(math.isqrt(p) if n == 2 else round(p ** (1 / n)) if p.bit_length() < 1000 else 1
                           for p in (value.numerator, value.denominator)))

@@ -7,7 +7,7 @@ import re
 from fractions import Fraction
 from typing import Any
 
-from r1.compare import equal, roughly
+from r1.compare import Comparison, roughly
 from r1.expr import (FUNCTIONS, INFINITY, Group, Named, Node, NotExpression, Relation, TooBig, apply, literal, negative, percent,
                      real_root)
 
@@ -18,17 +18,18 @@ MAX_DEPTH = 40        # of brackets, fractions, roots and powers
 
 _TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*|\*\*|\\[{}]|\S")
 _PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
-_NAME = re.compile(r"{0}(?:/{0})?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|{0}(?::{0})+|\|(?![a-z]\|){0}+\|".format(_PART))
+_NAME = re.compile(r"{0}(?:/{0}|(?::{0})+)?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|"
+                   r"\|(?![a-z]\|){0}+\|".format(_PART))   # also A/B, A:B, f^-1(x), (x,y), |AB|
 _PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",)}
 _AROUND = {"|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")}
 _RELATIONS = {"=": "=", "≠": "≠", "<": "<", "≤": "≤", ">": "<", "≥": "≤", "∈": "∈", "≈": "≈"}
 _SEPARATORS = {",", ";", "and", "or"}
 _CALLED = {name: name for name in FUNCTIONS} | {
-    "ln": "log", "lg": "lg", "log": "lg", **{f"arc{n}": f"a{n}" for n in ("sin", "cos", "tan")}, "sec": "cos", "csc": "sin", "cot": "tan"}
+    "ln": "log", "lg": "lg", "log": "lg", "arcsin": "asin", "arccos": "acos", "arctan": "atan"} | {
+    "sec": "cos", "csc": "sin", "cot": "tan"}
 _INVERSE = {"sec", "csc", "cot"}
-_STOPS = {"", ")", "]", "}", "\\}", "+", "-", "*", "/", "^", "**", "!", "%", "°", "'", "_", ":", "&", "¶", "⟧", "±", "∓", "∪", "∖", "…",
-          "\\rfloor", "\\rceil"} | _SEPARATORS | set(_RELATIONS)
+_STOPS = {"", "\\}", "**", "\\rfloor", "\\rceil", *")]}+-*/^!%°'_:&¶⟧±∓∪∖…"} | _SEPARATORS | set(_RELATIONS)
 
 
 def value_of(text: str, last: bool = False) -> Any:
@@ -132,7 +133,8 @@ class _Parser:
         if named is None and len(parts) == 2 and any(isinstance(p, Node) for p in parts):
             return Relation((("=", apply("-", *parts)),))
         values = [p for p, name in zip(parts, names) if not name] or parts[1:]
-        if not all(equal(values[0], value) for value in values[1:]):
+        same = Comparison().equal   # one budget for the chain
+        if not all(same(values[0], value) for value in values[1:]):
             definitions = not isinstance(values[-1], Node) and all(isinstance(v, Node) for v in values[:-1])   # A = πr² = 9π
             if named is None or not self.last and not definitions:
                 raise NotExpression   # a hedge: x = 1 = 2
@@ -235,12 +237,12 @@ class _Parser:
         if token == "∞":
             return INFINITY
         if token == "√":
-            return real_root(self.power(), 2)
+            return real_root(self.power(), Fraction(2))
         name = token.lstrip("\\")
         if name in ("frac", "binom", "dbinom", "tbinom"):
             return apply("/" if name == "frac" else "choose", self.argument(), self.argument())
         if name == "sqrt":
-            degree: Any = 2
+            degree: Any = Fraction(2)
             if token[0] == "\\" and self.token == "[":
                 self.take()
                 degree = self.sum()

@@ -11,8 +11,9 @@ _CHARS = str.maketrans({
     **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},   # full-width forms
     **{c: f"^{i}" for i, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},               # NFKC would make x2 of x²
     **{c: f"_{i}" for i, c in enumerate("₀₁₂₃₄₅₆₇₈₉")},
-    **{c: f"\\frac{{{p}}}{{{q}}}" for c, p, q in ["½12", "⅓13", "⅔23", "¼14", "¾34", "⅕15", "⅖25", "⅗35", "⅘45", "⅙16", "⅚56", "⅛18", "⅜38", "⅝58", "⅞78"]},
-    **dict.fromkeys("−–﹣", "-"), **dict.fromkeys("×·⋅∙✕", "*"), **dict.fromkeys("÷⁄∕", "/"), "∶": ":", "≦": "≤", "≧": "≥", "⩽": "≤", "⩾": "≥",
+    **{c: f"\\frac{{{p}}}{{{q}}}" for c, p, q in "½12 ⅓13 ⅔23 ¼14 ¾34 ⅕15 ⅖25 ⅗35 ⅘45 ⅙16 ⅚56 ⅛18 ⅜38 ⅝58 ⅞78".split()},
+    **dict.fromkeys("−–﹣", "-"), **dict.fromkeys("×·⋅∙✕", "*"), **dict.fromkeys("÷⁄∕", "/"), "∶": ":",
+    **dict.fromkeys("≦⩽", "≤"), **dict.fromkeys("≧⩾", "≥"),
     **dict.fromkeys("\u00a0\u2009\u202f\u3000", " "), "π": "\\pi ", "∅": "\\{\\}", "º": "°", "ℝ": "(-∞,∞)", "≃": "≈", "′": "'",
 })
 
@@ -25,7 +26,7 @@ def _commands(spelling: str) -> list[tuple[str, str]]:
 
 _REWRITES = [(re.compile(pattern), by) for pattern, by in [
     (r"\f(?=rac)", r"\\f"), (r"\t(?=(?:ext|imes|frac|heta)(?![A-Z]))", r"\\t"),   # eaten by a string literal
-    (r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|pi|boxed|text|le|ge|leq|geq|infty|cup|in|pm|times|cdot)(?![a-z]))", r"\\"),   # escaped twice
+    (r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|pi|boxed|text|[lg]eq?|infty|cup|in|pm|times|cdot)(?![a-z]))", r"\\"),   # twice
     (r"\\begin\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}(?:\s?\{[lcr|]*\})?", "⟦"),
     (r"\\end\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}", "⟧"),
     (r"\\\\(?:\[\w*\])?", "¶"),
@@ -37,11 +38,13 @@ _REWRITES = [(re.compile(pattern), by) for pattern, by in [
     (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
     *_commands("* times cdot ast"), *_commands("/ div"), *_commands("∈ in"), *_commands("≤ le leq leqslant"),
     *_commands("≥ ge geq geqslant"), *_commands("< lt"), *_commands("> gt"), *_commands("≠ ne neq"), *_commands("∪ cup bigcup"),
-    *_commands("∖ setminus backslash"), *_commands("∞ infty"), *_commands("± pm"), *_commands("∓ mp"), *_commands("≈ approx simeq sim"),
-    *_commands(r"\{\} emptyset varnothing".replace("\\", "\\\\")), *_commands("| lvert rvert vert mid"), *_commands(": colon"), *_commands("… ldots dots cdots"),
+    *_commands("∖ setminus backslash"), *_commands("∞ infty"), *_commands("± pm"), *_commands("∓ mp"),
+    *_commands("≈ approx simeq sim"),
+    *_commands("\\\\{\\\\} emptyset varnothing"), *_commands("| lvert rvert vert mid"), *_commands(": colon"),
+    *_commands("… ldots dots cdots"),
     (r"<=", "≤"), (r">=", "≥"), (r"!=|\\not ?=", "≠"), (r"\+/-", "±"), (r"(?<![A-Za-z])infinity(?![A-Za-z])", "∞"),
     (r"\\mathbb\s?\{R\}|\\mathbb R", "(-∞,∞)"),
-    (r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mathit|mbox|operatorname|overline|vec|bar|hat|overrightarrow)\*?\s?\{([^{}]*)\}", r" \1 "),
+    (r"\\(?:(?:text|math)(?:bf|it|rm)?|mbox|operatorname|over(?:line|rightarrow)|vec|bar|hat)\*?\s?\{([^{}]*)\}", r" \1 "),
     (r"\^ ?\{? ?\\circ ?\}?|\\degree(?![A-Za-z])", "°"), (r"° ?[CF](?![A-Za-z])", "°"),
     (r"\\(?:%|#)|(?<=[0-9}) ])(?:percent|per cent|pct)(?![A-Za-z])", "%"),
 ]]
@@ -64,14 +67,16 @@ def normal(text: str) -> str:
     return " ".join(text.split()).rstrip(" .,;:?。、")
 
 
-_SHORT_UNITS = frozenset("m cm mm km nm g kg mg s h ms min sec hr hrs ml mL l L ft in mi yd lb lbs oz mph kJ kW Hz Pa mol".split())
+_SHORT_UNITS = frozenset(
+    "m cm mm km nm g kg mg s h ms min sec hr hrs ml mL l L ft in mi yd lb lbs oz mph kJ kW Hz Pa mol".split())
 _NOT_UNITS = frozenset(   # words that change the number before them, or that offer another one
-    "and but not nor than more less mod pi sqrt root hundred thousand million billion trillion dozen half "
-    "halves third fourth quarter fifth sixth seventh eighth "
-    "ninth tenth hundredth squared cubed times plus minus over choose "
-    "factorial infinity negative below inverse reciprocal eleventh twelfth thirteenth twentieth score one two three four five six seven eight nine ten zero base sin cos tan log exp or".split())
+    "and but not nor than more less mod pi sqrt root hundred thousand million billion trillion dozen half halves third "
+    "fourth quarter fifth sixth seventh eighth ninth tenth hundredth squared cubed times plus minus over choose factorial "
+    "infinity negative below inverse reciprocal eleventh twelfth thirteenth twentieth score one two three four five six "
+    "seven eight nine ten zero base sin cos tan log exp or".split())
 _NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
 _UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(?: ?\^ ?\{?[23]\}?)?")
+_LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")   # of no command
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
@@ -91,8 +96,8 @@ def bare(text: str) -> str:
         text = _COMMAS.sub(lambda match: match.group().replace(",", ""), text)
     text = _SPACES.sub(lambda match: match.group().replace(" ", ""), text)
     text = _BUILDER.sub(r"\1", _LABEL.sub("", text))
-    match = _UNIT.fullmatch(text)
-    if match and not re.search("[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", match[1].rpartition("=")[2])) and _is_unit(match[3], bool(match[2])):
+    match = _UNIT.fullmatch(text)   # not 2x + 3 m, but l = 3 m
+    if match and not _LETTER.search(match[1].rpartition("=")[2]) and _is_unit(match[3], bool(match[2])):
         text = match[1]
     return _MIXED.sub(lambda m: f"({m[1]}+{m[2] or m[4]}/{m[3] or m[5]})", text)
 
@@ -101,5 +106,5 @@ def _is_unit(unit: str, spaced: bool) -> bool:
     if not unit.isascii():
         return _NOT_HAN_UNITS.isdisjoint(unit)
     words = unit.replace("/", " ").split()
-    return len(words) <= 3 and all(each in _SHORT_UNITS and (spaced or len(each) > 1)
-                                   or spaced and len(each) > 2 and not {low := each.lower(), low.removesuffix("s")} & _NOT_UNITS for each in words)
+    return len(words) <= 3 and all(each in _SHORT_UNITS and (spaced or len(each) > 1) or spaced and len(each) > 2 and not (
+        {each.lower(), each.lower().removesuffix("s")} & _NOT_UNITS) for each in words)

@@ -39,11 +39,12 @@ def extract(text: str, loose: bool = False) -> str | None:
         boxed = last_boxed(body)
         return (body if boxed is None else boxed).strip(" \n\r") or None
     found = loose and _anchored(text, final=True) or last_boxed(text)
-    return (_from_prose(text) if found is None and loose else found or "").strip(" \n\r") or None
+    return (_from_prose(text[-MAX_TEXT:]) if found is None and loose else found or "").strip(" \n\r") or None
 
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
-_CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}|and\b|or\b|和|或)+(?:[a-zA-Z](?:_\{?\w\}?)? ?= ?)?")
+_CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}|(?:and|or)\b|和|或)+"
+                         r"(?:[a-zA-Z](?:_\{?\w\}?)? ?= ?)?")
 
 
 def last_boxed(text: str) -> str | None:
@@ -73,7 +74,8 @@ def _joined(text: str, found: list[tuple[int, int, str]], forwards: bool = False
 
 
 _PLAIN = re.compile(r"(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
-                    r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9][0-9,]{0,60})(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
+                    r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9][0-9,]{0,60})"
+                    r"(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
                     r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
 _LETTER = re.compile(r"\(?([A-Z])\)?(?![\w'])")
 _ANCHOR = re.compile(r"(final )?answer(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
@@ -185,7 +187,8 @@ def verify(gold: Any, completion: str, loose: bool = False, places: int | None =
         ok = equal(expected, value, places)
         if not ok and loose:   # 1.000,99 as a number; a sentence that is the gold text
             more = _DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], bare(normal(answer)))
-            ok = equal(expected, parse(more), places) or isinstance(expected, str) and parse(completion.strip()[:MAX_TEXT]) == expected
+            sentence = parse(completion) if isinstance(expected, str) else None
+            ok = equal(expected, parse(more), places) or equal(expected, sentence)
     except (TooBig, RecursionError):
         return False, "too_long"
     return ok, "ok" if ok else "wrong"
@@ -206,8 +209,8 @@ def _shown(value: Any) -> str:
     if isinstance(value, Relation):
         return " and ".join(f"{_shown(diff)} {sign} 0" for sign, diff in value.pairs)
     if isinstance(value, Group):
-        inner = ", ".join(map(_shown, value.items))
-        return f"{value.brackets[:1]}{inner}{value.brackets[1:]}" if len(value.brackets) == 2 else f"{value.brackets or 'list'}({inner})"
+        kind, inner = value.brackets, ", ".join(map(_shown, value.items))
+        return f"{kind[0]}{inner}{kind[1]}" if len(kind) == 2 else f"{kind or 'list'}({inner})"
     if isinstance(value, Node):
         op, args = value
         if op == "var":

@@ -23,7 +23,8 @@ def frac(value, rng=None, style=None):
 
 def poly(coefficients, letter="x"):
     """Highest power first."""
-    terms = [f"{c:+d}" + (f"{letter}^{{{n}}}" if n > 1 else letter * n) for n, c in zip(range(len(coefficients) - 1, -1, -1), coefficients) if c]
+    powers = zip(range(len(coefficients) - 1, -1, -1), coefficients)
+    terms = [f"{c:+d}" + (f"{letter}^{{{n}}}" if n > 1 else letter * n) for n, c in powers if c]
     return "".join(terms).lstrip("+") or "0"
 
 
@@ -41,7 +42,8 @@ def integers(rng):
     n = rng.randint(1000, 10**7)
     form = rng.choice(["plain", "commas", "thin", "sum", "product", "unit", "dollar", "boxed words", "power", "factorial"])
     def write(v):
-        return {"plain": f"{v}", "commas": f"{v:,}", "thin": f"{v:,}".replace(",", ",\\!"), "sum": f"{v - 17}+17", "product": f"{v} \\cdot 1",
+        return {"plain": f"{v}", "commas": f"{v:,}", "thin": f"{v:,}".replace(",", ",\\!"), "sum": f"{v - 17}+17",
+            "product": f"{v} \\cdot 1",
                 "unit": f"{v} \\text{{ cm}}^2", "dollar": f"\\${v:,}", "boxed words": f"{v} \\text{{ apples}}", "power": f"{v}^1",
                 "factorial": f"{v - 6}+3!"}[form]
     return str(n), write(n), write(other(rng, n)), form
@@ -71,8 +73,10 @@ def roots(rng):
     a, b, c = rng.randint(2, 12), rng.choice([2, 3, 5, 6, 7, 10]), rng.randint(1, 9)
     form = rng.choice(["simple", "under", "rational", "sum", "cube"])
     def write(a):
-        return {"simple": f"{a}\\sqrt{{{b}}}", "under": f"\\sqrt{{{a * a * b}}}", "rational": f"\\frac{{{a * b}}}{{\\sqrt{{{b}}}}}",
-                "sum": f"\\sqrt{b} \\cdot {a - c}+{c}\\sqrt{{{b}}}".replace("\\sqrt10", "\\sqrt{10}"), "cube": f"\\sqrt[3]{{{a ** 3}}}\\sqrt{{{b}}}"}[form]
+        return {"simple": f"{a}\\sqrt{{{b}}}", "under": f"\\sqrt{{{a * a * b}}}",
+            "rational": f"\\frac{{{a * b}}}{{\\sqrt{{{b}}}}}",
+                "sum": f"\\sqrt{b} \\cdot {a - c}+{c}\\sqrt{{{b}}}".replace("\\sqrt10", "\\sqrt{10}"),
+                "cube": f"\\sqrt[3]{{{a ** 3}}}\\sqrt{{{b}}}"}[form]
     return f"{a}\\sqrt{{{b}}}", write(a), write(a + rng.choice([-1, 1])), form
 
 
@@ -97,13 +101,13 @@ def interval(low, high, sides, rng):
 def intervals(rng):
     low = Fraction(number(rng), rng.randint(1, 4))
     high, sides = low + Fraction(rng.randint(1, 40), rng.randint(1, 4)), rng.choice(["()", "[]", "(]", "[)"])
-    wrong = rng.choice([(low, high, {"()": "[]", "[]": "()", "(]": "[)", "[)": "(]"}[sides]), (low - 1, high, sides), (low, high + 1, sides)])
+    wrong = rng.choice([(low, high, {"()": "[]", "[]": "()", "(]": "[)", "[)": "(]"}[sides]), (low - 1, high, sides),
+                        (low, high + 1, sides)])
     form = rng.choice(["plain", "in", "union", "infinite"])
     def write(low, high, sides):
         text = interval(low, high, sides, rng)
         return {"plain": text, "in": f"x \\in {text}", "union": text + f" \\cup ({frac(high + 5, rng)}, \\infty)",
-                "infinite": f"(-\\infty, {frac(low, rng)}{')' if sides[0] == '[' else ']'} \\cup {text[0]}{text[1:]}"}[form] if form != "infinite" else (
-                f"(-\\infty, {frac(low - 3, rng)}) \\cup {text}")
+                "infinite": f"(-\\infty, {frac(low - 3, rng)}) \\cup {text}"}[form]
     return write(low, high, sides), write(low, high, sides), write(*wrong), form
 
 
@@ -123,7 +127,8 @@ def bounds(rng):
 
 def tuples(rng):
     values = [Fraction(number(rng), rng.randint(1, 3)) for _ in range(rng.randint(2, 4))]
-    wrong = rng.choice([values[::-1] if values != values[::-1] else values + values, values + [Fraction(1)], [values[0] + 1, *values[1:]]])
+    wrong = rng.choice([values[::-1] if values != values[::-1] else values + values, values + [Fraction(1)],
+                        [values[0] + 1, *values[1:]]])
     form = rng.choice(["plain", "named", "spaces"])
     def write(found):
         inner = (", " if form == "spaces" else ",").join(frac(v, rng) for v in found)
@@ -138,7 +143,8 @@ def sets(rng):
     form = rng.choice(["set", "list", "and", "or", "set to list", "twice", "named"])
     def write(found):
         inner = ", ".join(map(str, found))
-        return {"set": f"\\{{{inner}\\}}", "list": inner, "and": f"{', '.join(map(str, found[:-1]))} \\text{{ and }} {found[-1]}", "set to list": inner,
+        return {"set": f"\\{{{inner}\\}}", "list": inner, "and": f"{', '.join(map(str, found[:-1]))} \\text{{ and }} {found[-1]}",
+            "set to list": inner,
                 "or": f"{', '.join(map(str, found[:-1]))} \\text{{ or }} {found[-1]}", "twice": f"\\{{{inner}, {found[0]}\\}}",
                 "named": ", ".join(f"x={v}" for v in found)}[form]
     gold = f"\\{{{', '.join(map(str, values))}\\}}" if form in ("set", "set to list", "twice") else ", ".join(map(str, values))
@@ -165,7 +171,8 @@ def polynomials(rng):
         (poly(product, letter), factored, poly(wrong, letter), "factored"),
         (factored, poly(product, letter), factored + "+1", "expanded"),
         (f"f({letter})={poly(product, letter)}", factored, poly(wrong, letter), "named"),
-        (f"\\frac{{{poly([a, b])}}}{{{abs(c) + 1}}}", f"\\frac{{{a}x}}{{{abs(c) + 1}}}+\\frac{{{b}}}{{{abs(c) + 1}}}", f"\\frac{{{poly([a, b + 1])}}}{{{abs(c) + 1}}}", "split"),
+        (f"\\frac{{{poly([a, b])}}}{{{abs(c) + 1}}}", f"\\frac{{{a}x}}{{{abs(c) + 1}}}+\\frac{{{b}}}{{{abs(c) + 1}}}",
+        f"\\frac{{{poly([a, b + 1])}}}{{{abs(c) + 1}}}", "split"),
         (f"a^{{{abs(a) + 1}}}b", f"a \\cdot a^{{{abs(a)}}}b", f"a^{{{abs(a) + 2}}}b", "powers"),
         (f"\\sqrt{{x^2+{abs(a)}}}", f"(x^2+{abs(a)})^{{1/2}}", f"\\sqrt{{x^2+{abs(a) + 1}}}", "root"),
         (f"{abs(a) + 1}\\sin(2x)", f"{2 * abs(a) + 2}\\sin x\\cos x", f"{2 * abs(a) + 3}\\sin x\\cos x", "double angle"),
@@ -181,7 +188,8 @@ def equations(rng):
     return rng.choice([
         (line(a, b, c), line(k * a, k * b, k * c), line(k * a, k * b, k * c + 1), "scaled"),
         (line(a, b, c), f"{a}x{b:+d}y={-c}", f"{a}x{b:+d}y={c}", "moved"),
-        (line(a, b, c), f"y=\\frac{{{-a}}}{{{b}}}x+\\frac{{{-c}}}{{{b}}}", f"y=\\frac{{{a}}}{{{b}}}x+\\frac{{{-c}}}{{{b}}}", "solved"),
+        (line(a, b, c), f"y=\\frac{{{-a}}}{{{b}}}x+\\frac{{{-c}}}{{{b}}}", f"y=\\frac{{{a}}}{{{b}}}x+\\frac{{{-c}}}{{{b}}}",
+        "solved"),
         (f"y={poly([a, b])}", poly([a, b]), poly([a, b + 1]), "right side"),
         (f"x^2+y^2={a * a}", f"\\frac{{x^2}}{{{a * a}}}+\\frac{{y^2}}{{{a * a}}}=1", f"x^2+y^2={a * a + 1}", "circle"),
         (f"{a}x > {b}", f"{-a}x < {-b}", f"{-a}x > {-b}", "inequality"),
@@ -196,7 +204,8 @@ def matrices(rng):
     wrong[-1][rng.randrange(2)] += 1
     kind = rng.choice(["pmatrix", "bmatrix"])
     def write(rows):
-        return f"\\begin{{{kind}}}" + " \\\\ ".join(" & ".join(frac(v, style=rng.choice([0, 2] if v.denominator > 1 else [3])) for v in r) for r in rows) + f"\\end{{{kind}}}"
+        cells = [[frac(v, style=rng.choice([0, 2] if v.denominator > 1 else [3])) for v in row] for row in rows]
+        return f"\\begin{{{kind}}}" + " \\\\ ".join(map(" & ".join, cells)) + f"\\end{{{kind}}}"
     return write(rows), write(rows), write(rng.choice([wrong, rows + [rows[0]]])), kind
 
 
@@ -218,7 +227,8 @@ def words(rng):
         (f"{n[0]}7:32", f"{n[0]}7:32", f"{n[0]}8:32", "ratio")])
 
 
-FAMILIES = [integers, fractions, rounded, percents, roots, constants, intervals, bounds, tuples, sets, points, polynomials, equations, matrices,
+FAMILIES = [integers, fractions, rounded, percents, roots, constants, intervals, bounds, tuples, sets, points, polynomials,
+            equations, matrices,
             signs, words]
 
 
