@@ -73,7 +73,7 @@ def _joined(text: str, found: list[tuple[int, int, str]], forwards: bool = False
     return ", ".join(content for _, _, content in found[first:last])
 
 
-_PLAIN = re.compile(r"(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
+_PLAIN = re.compile(r"(?<!not )(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
                     r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9][0-9,]{0,60})"
                     r"(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
                     r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
@@ -81,6 +81,10 @@ _LETTER = re.compile(r"\(?([A-Z])\)?(?![\w'])")
 _ANCHOR = re.compile(r"(final )?answer(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
 _DELIMITER = re.compile(r"\\[\\$]|\$\$|\$|\\[()\[\]]")
 _CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
+
+
+def _numbers(text: str, start: int, end: int) -> list[tuple[int, int, str]]:
+    return [(m.start(), m.end(), m[1].rstrip(",")) for m in _PLAIN.finditer(text, start, end)]
 
 
 def _formulas(text: str, start: int = 0) -> list[tuple[int, int, str]]:
@@ -99,12 +103,13 @@ def _formulas(text: str, start: int = 0) -> list[tuple[int, int, str]]:
 def _anchored(text: str, final: bool) -> str:
     """The formulas or the number right behind the last "(final) answer is"."""
     for match in reversed([m for m in _ANCHOR.finditer(text) if m[1] or not final][-8:]):
-        if short := _PLAIN.match(text, match.end()) or _LETTER.match(text, match.end()):
-            return short[1]
-        found = _formulas(text[:match.end() + MAX_TEXT], match.end()) if text[match.end():match.end() + 1] in ("$", "\\") else []
-        if found and found[0][0] == match.end():
-            joined = _joined(text, found, forwards=True)
-            return last_boxed(joined) or joined
+        start = match.end()
+        for found in (_numbers(text, start, start + MAX_SHORT), _formulas(text[:start + MAX_TEXT], start)):
+            if found and found[0][0] == start:
+                joined = _joined(text, found, forwards=True)
+                return last_boxed(joined) or joined
+        if letter := _LETTER.match(text, start):
+            return letter[1]
     return ""
 
 
@@ -115,8 +120,8 @@ def _from_prose(text: str) -> str:
     if found := _anchored(text, final=False):
         return found
     formulas = _formulas(text)
-    numbers = _PLAIN.findall(text, formulas[-1][1] if formulas else 0)
-    return numbers[-1] if numbers else _joined(text, formulas) if formulas else text if len(text) <= MAX_SHORT else ""
+    found = _numbers(text, formulas[-1][1] if formulas else 0, len(text)) or formulas
+    return _joined(text, found) if found else text if len(text) <= MAX_SHORT else ""
 
 
 # ---------------------------------------------------------------- the verdict

@@ -1,5 +1,6 @@
 """The stage of the paper's reinforcement learning: its gradient written a second time, and what must not change it."""
 import copy
+import dataclasses
 import json
 import math
 import random
@@ -12,7 +13,7 @@ from r1.config import GRPO, Optim, Sample
 from r1.grpo import collect, describe, grpo, hash_seed, learn, make_examples, weigh
 from r1.losses import advantages
 from r1.model import Transformer
-from r1.rollout import Scored
+from r1.rollout import Scored, judged
 from r1.runtime import Folder
 from r1.sampler import generate
 from r1.types import Problem, Rollout, Score, UserError
@@ -279,6 +280,40 @@ def test_groups_of_one_mind_are_replaced_by_further_rounds(dynamic, rounds, expe
     groups, seconds = collect(sample, dynamic)
     assert "".join(chr(g[0].rollout.ids[0]) for g in groups) == expected
     assert asked == list(range(calls)) and seconds == {"time": float(calls)}
+
+
+def test_groups_that_nobody_could_judge_are_left_out():
+    """A failure of the sandbox is neither right nor wrong: its group is gone, the others are as they were."""
+    good, bad = [[scored(1.0, [5]), scored(0.0, [6])] for _ in range(2)]
+    bad[1] = dataclasses.replace(bad[1], score=dataclasses.replace(bad[1].score, reason="infra"))
+    assert judged([good, bad]) == [good] and judged([bad]) == [] and judged([good]) == [good]
+
+
+def test_a_group_that_nobody_could_judge_moves_nothing(start, tmp_path, monkeypatch):
+    """The update is that of the other group alone."""
+    roll_out, trained = stage.roll_out, []
+
+    def broken(*args):
+        groups, seconds = roll_out(*args)
+        return [groups[0], [dataclasses.replace(s, score=dataclasses.replace(s.score, reason="infra", total=9.0)) for s in groups[1]]], seconds
+
+    update = stage.learn
+    monkeypatch.setattr(stage, "roll_out", broken)
+    monkeypatch.setattr(stage, "learn", lambda *args: trained.append(args[3]) or update(*args))
+    metrics = run(start, tmp_path, steps=1)
+    assert metrics[0]["unjudged_groups"] == 1 and metrics[0]["reward"] < 9 and len(trained[0]) == 3
+
+
+def test_when_the_sandbox_fails_everywhere_the_stage_says_so(start, tmp_path, monkeypatch):
+    roll_out = stage.roll_out
+
+    def broken(*args):
+        groups, seconds = roll_out(*args)
+        return [[dataclasses.replace(s, score=dataclasses.replace(s.score, reason="infra")) for s in g] for g in groups], seconds
+
+    monkeypatch.setattr(stage, "roll_out", broken)
+    with pytest.raises(UserError, match="the sandbox failed in every group of step 0"):
+        run(start, tmp_path, steps=1)
 
 
 def test_describe_by_hand():

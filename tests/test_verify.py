@@ -229,7 +229,9 @@ PROSE = [   # read by `loose` alone
 NOT_PROSE = [("2", "The answer is 1, 2, 3, 4"), ("2", "AZYUK2A"), ("9", "Answer $\n9\n$"), ("-5", "The answer is 5"),
 ("-1/2", "The answer is 1/2"), ("2", "<think>2</think> No idea."),
              ("5", "It costs $5\nor $7"), ("5", "5 or 6"), ("2", "The final answer is $1$ or $2$"), ("C", "C or D"),
-             ("even", "It is even or odd")]
+             ("even", "It is even or odd"),
+             ("5", "between 4 and 5"), ("5", "not 5"), ("6", "It is 5 or 6"), ("5", "The final answer is 5, 6."), ("5", "Answer: 5 or 6"),
+             ("5", "The final answer is 5/6"), ("5", "The final answer is 5x"), ("A", "The answer is A or B")]
 
 
 @pytest.mark.parametrize("gold, text", PROSE + NOT_PROSE)
