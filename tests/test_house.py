@@ -121,8 +121,8 @@ def test_no_torch_is_loaded():
         assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("name", ["expr", "compare", "spelling", "latex", "verify", "sandbox", "sandbox_child", "accuracy", "rewards", "world", "types", "page",
-                                  "report"])
+@pytest.mark.parametrize("name", ["expr", "compare", "spelling", "latex", "verify", "sandbox", "sandbox_child", "accuracy", "rewards",
+                                  "world", "types", "page", "report"])
 def test_the_rules_need_only_the_standard_library(name):
     assert not {d.split(".")[0] for d, inside in imports(tree(name)) if not inside} - sys.stdlib_module_names - {"r1"}
 
