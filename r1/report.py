@@ -28,6 +28,7 @@ ROLE = {"zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on 
         "student": "the small model: distillation instead of RL straight on it"}
 STEPS = [("base", "zero"), ("base", "dev1"), ("dev1", "dev2"), ("dev2", "dev3"), ("dev3", "r1"), ("student_rl", "student")]
 CHARTS = [("Reward parts", "share", {"accuracy": "accuracy", "format": "format", "language": "language"}),
+          ("Penalties and own reward", "", {"overlong": "overlong", "repetition": "repetition", "custom": "custom"}),
           ("Length", "tokens", {"length": "all", "length_right": "right", "length_wrong": "wrong"}),
           ("Entropy", "nats per token", {"entropy": "entropy"}), ("KL to the reference", "nats per token", {"kl": "KL"}),
           ("Sampler against trainer", "|Δ log p|", {"gap": "gap"}),

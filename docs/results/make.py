@@ -53,17 +53,18 @@ def spread(v: list[float], percent: bool = True) -> str:
 def table(results: list[dict]) -> str:
     """One row per evaluated stage: mean ± standard deviation over seeds."""
     k = results[0]["stages"][0]["eval"]["k"]
-    head = ["checkpoint", "reasoning pass@1", f"cons@{k}", "length", "language", "format", "other domains", "the paper: AIME 2024"]
+    head = ["checkpoint", "reasoning pass@1", f"cons@{k}", "length", "language", "format", "code pass@1", "other domains", "the paper: AIME 2024"]
     rows = [head, ["---", *["---:"] * (len(head) - 1)]]
     for name in [s["name"] for s in results[0]["stages"] if "eval" in s]:
         get = lambda key, domain="reasoning", name=name: values(results, name, domain, key)  # noqa: E731
         rows.append([f"`{name}`", spread(get("pass@1")), spread(get(f"cons@{k}")), spread(get("length"), False),
-                     spread(get("language")), spread(get("format")), spread(get("pass@1", "general")), PAPER.get(name, "")])
+                     spread(get("language")), spread(get("format")), spread(get("pass@1", "code")), spread(get("pass@1", "general")), PAPER.get(name, "")])
     minutes = [sum(s["done"]["seconds"] for s in r["stages"]) / 60 for r in results]
     judging = [sum(s["eval"]["seconds"] for s in r["stages"] if "eval" in s) / 60 for r in results
                if all("seconds" in s["eval"] for s in r["stages"] if "eval" in s)]
     h, problems = results[0]["hardware"], results[0]["stages"][0]["eval"]["reasoning"]["problems"]
-    note = (f"Per cent, mean ± standard deviation over {len(results)} seeds; {problems} held-out problems, {k} samples each at T 0.6, "
+    note = (f"Per cent, mean ± standard deviation over {len(results)} seeds; {problems} held-out problems in each of the three sets (reasoning, "
+            f"code, other domains), {k} samples each at T 0.6, "
             f"top-p 0.95. {h['threads']} thread(s) of a machine with {h['cpus']} CPU cores, two runs side by side, torch {h['torch']}: "
             f"training took {spread(minutes, False)} minutes a seed, evaluation {spread(judging, False)}. "
             "The last column is another model on another task: compare directions, not values.")
