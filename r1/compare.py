@@ -15,7 +15,7 @@ from typing import Any
 from r1.expr import NUMBER, Group, Named, Node, NotExpression, Relation, TooBig, Written, apply, bits, exact
 
 POINT_BITS = 1_024    # the same at a random point; beyond it, floats
-MAX_WORK = 1_500      # nodes evaluated, and pairs compared, in one verdict
+MAX_WORK = 1_200      # nodes evaluated, and pairs compared, in one verdict
 POINTS = 6            # random points at which two expressions must agree ...
 ENOUGH = 4            # ... and at how many of them both must be defined
 RELATIVE = 1e-9       # tolerance where a root or a function made a float

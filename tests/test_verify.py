@@ -16,13 +16,13 @@ CASES = Path("../shared/data/math_verify_cases.jsonl")   # a public test suite, 
 
 
 def timed(function, *args):
-    """The result, and the best of three times: another process may take the core away once."""
+    """The result, and the best of three times on the core, for which other processes may compete."""
     times = []
     for _ in range(3):
         parse.cache_clear()
-        start = time.perf_counter()
+        start = time.thread_time()
         result = function(*args)
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
         if times[-1] < LIMIT:
             break
     return result, min(times)
@@ -230,7 +230,8 @@ NOT_PROSE = [("2", "The answer is 1, 2, 3, 4"), ("2", "AZYUK2A"), ("9", "Answer 
 ("-1/2", "The answer is 1/2"), ("2", "<think>2</think> No idea."),
              ("5", "It costs $5\nor $7"), ("5", "5 or 6"), ("2", "The final answer is $1$ or $2$"), ("C", "C or D"),
              ("even", "It is even or odd"),
-             ("5", "between 4 and 5"), ("5", "not 5"), ("6", "It is 5 or 6"), ("5", "The final answer is 5, 6."), ("5", "Answer: 5 or 6"),
+             ("5", "between 4 and 5"), ("5", "not 5"), ("6", "It is 5 or 6"), ("5", "The final answer is 5, 6."),
+             ("5", "Answer: 5 or 6"),
              ("5", "The final answer is 5/6"), ("5", "The final answer is 5x"), ("A", "The answer is A or B")]
 
 
