@@ -3,9 +3,10 @@
 Started as a script by sandbox.py; argv: the control socket's number, the parent's process id. Everything after `ready` is lost
 ground: the program can do to this process what it likes, so nothing here decides a verdict and no expected output comes here.
 """
-import _ctypes  # ctypes itself, resource, json and struct would double the time to start
+import _ctypes  # ctypes itself, and json, would double the time to start
 import marshal
 import os
+import resource
 import sys
 from _json import encode_basestring_ascii as quote
 
@@ -24,7 +25,7 @@ fremovexattr 199 16, removexattrat 466 466, utime 132 -, utimes 235 -, futimesat
 shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180, mq_unlink 241 181, setpriority 141 140, sched_setaffinity 203 122,
 sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, ioprio_set 251 30, migrate_pages 256 238,
 move_pages 279 239, open_by_handle_at 304 265, file_setattr 469 469"""
-MACHINES = {"x86_64": (0xC000003E, 1, 56, 72, 16), "aarch64": (0xC00000B7, 2, 220, 25, 29)}    # audit, column, clone, fcntl, ioctl
+MACHINES = {"x86_64": (0xC000003E, 1, 56, 72, 16), "aarch64": (0xC00000B7, 2, 220, 25, 29)}   # audit, column, clone, fcntl, ioctl
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
 
 
@@ -106,15 +107,20 @@ def protect(parent: int, config: dict) -> list:
             system(prctl, 4, 0, 0, 0, 0)                                   # not dumpable: nobody of the same user looks inside
             if system(prctl, 38, 1, 0, 0, 0) == 0:                         # no new privileges: asked for by both that follow
                 abi = landlock(*config["paths"])
-    import resource
-    limits = dict(config["limits"])
-    for name, value in limits.items():
-        resource.setrlimit(getattr(resource, name), (value, value + (name == "RLIMIT_CPU")))
+    kept = 1
+    for name, value in config["limits"].items():
+        try:
+            which = getattr(resource, name)
+            hard = resource.getrlimit(which)[1]
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (value, value))
+        except (AttributeError, OSError, ValueError):            # macOS has no limit of memory
+            kept = 0
     if machine in MACHINES and dies:
         filtered = int(seccomp(machine, prctl))
     if not filtered:                             # it counts every process of the user, so it would refuse honest threads, too
         resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
-    return [abi, filtered, 1, dies]
+    return [abi, filtered, kept, dies]
 
 
 def encode(x: object, out: list, depth: int = 0) -> None:
@@ -174,7 +180,7 @@ def main() -> None:
     if name == "__main__":                       # a whole program, with stdin and stdout: its exit code is all it says here
         exec(compile(program, "<program>", "exec"), module.__dict__)
         return
-    nonce = receive(fd)
+    nonce, = receive(fd)
     todo = lambda: exec(compile(program, "<program>", "exec"), module.__dict__)  # noqa: E731
     while True:
         try:
