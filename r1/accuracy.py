@@ -35,7 +35,7 @@ def accuracy(problem: Problem, completion: str) -> tuple[bool, str]:
     try:
         if problem.kind in MATHS:
             ok, reason = verify(problem.answer, completion)
-            if ok and problem.kind == "number" and not _NUMBER.fullmatch(bare(normal(extract(completion) or ""))):
+            if ok and problem.kind == "number" and not _is_number(problem.answer, extract(completion)):
                 return False, "unparsed"
             return ok, reason
         answer = find_answer(problem, completion)
@@ -56,7 +56,15 @@ def find_answer(problem: Problem, completion: str) -> str | None:
     return find_program(completion) if problem.kind == "code" else extract(completion)
 
 
-_NUMBER = re.compile(r"(?:[A-Za-z]\w* ?= ?)?[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|[0-9]+/[0-9]+)%?")
+_NUMBER = re.compile(r"(?:[A-Za-z]\w* ?= ?)?[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|(?P<fraction>[0-9]+/[0-9]+))%?")
+
+
+def _is_number(gold: Any, answer: str) -> bool:
+    """Whether an answer is written as a number; as a fraction only where the gold answer is no whole number."""
+    found = _NUMBER.fullmatch(bare(normal(answer)))
+    return bool(found) and not (found["fraction"] and getattr(parse(str(gold)), "denominator", 1) == 1)
+
+
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*)?```", re.DOTALL)
 
 
@@ -139,7 +147,7 @@ def check_gold(problem: Problem) -> None:
         near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0)
         raise UserError(f"{where}: unknown kind {kind!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
     if kind in MATHS:
-        good = is_gold(gold)
+        good = is_gold(gold) and (kind == "math" or isinstance(parse(str(gold)), Fraction))
     elif kind == "text":
         good = isinstance(gold, str) and len(gold) <= MAX_TEXT and _folded(gold) != ""
     elif not isinstance(gold, dict):
