@@ -128,6 +128,8 @@ def encode(x: object, out: list, depth: int = 0) -> None:
     kind = type(x)
     if depth > 60:
         raise ValueError
+    if len(out) > 1 << 19 or kind is int and x.bit_length() > 14400 or kind in (str, bytes) and len(x) > 1 << 20:
+        raise OverflowError                      # more than the judge will read; 14,400 bits are Python's own 4,300 digits
     if x is None or kind is bool:
         out.append({None: "null", True: "true", False: "false"}[x])
     elif kind is int:
@@ -176,6 +178,7 @@ def main() -> None:
     sys.setrecursionlimit(3000)
     sys.argv = ["program"]
     module = type(sys)(name)
+    module.__dict__.update(exit=sys.exit, quit=sys.exit)          # as without -S
     sys.modules["__child__"], sys.modules[name] = sys.modules["__main__"], module
     if name == "__main__":                       # a whole program, with stdin and stdout: its exit code is all it says here
         exec(compile(program, "<program>", "exec"), module.__dict__)
@@ -188,8 +191,10 @@ def main() -> None:
             try:
                 encode(value, out := [])
                 reply = "=[" + ",".join(out) + "]"
-            except (KeyError, ValueError):
-                reply = "?"                      # data of a kind that is not sent
+            except OverflowError:
+                reply = "#"
+            except (KeyError, ValueError):       # data of a kind that is not sent
+                reply = "?"
         except BaseException as e:
             reply = "!" + type(e).__name__
         send(fd, nonce + b" " + reply.encode("ascii", "replace"))

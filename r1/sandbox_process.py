@@ -117,7 +117,7 @@ class Child:
             self.send((nonce, *request))
             line = self.reply()
             if line[:17] != nonce + b" " or line[17:18] not in (b"=", b"!"):
-                raise Fail("bad_reply")
+                raise Fail("too_long" if line == nonce + b" #" else "bad_reply")
             if line[17:18] == b"=":
                 return decode(line[18:])
         except Fail as e:
@@ -222,7 +222,7 @@ def decode(text: bytes) -> object:
         if kind == "'":
             return rest
         if kind == "i":
-            return int(rest[:3600], 16)                          # about 4,300 digits, as Python itself has it
+            return int(rest[:3601], 16)                          # no honest one is longer
         if kind in ("b", "f", "c"):
             return bytes.fromhex(rest) if kind == "b" else float(rest) if kind == "f" else complex(*map(float, rest.split(" ")))
         size = int(rest[:8])
