@@ -120,11 +120,13 @@ def _stdin(program: str, gold: dict, limits: Limits) -> None:
                 start = time.monotonic()
                 child.deadline = start + left
                 child.send((program, "__main__"))
-                child.feed(text.encode("utf-8", "surrogatepass"))
+                child.feed(memoryview(text.encode("utf-8", "surrogatepass")))
                 child.exited()
                 left -= time.monotonic() - start
-            out.seek(0)
-            found = out.read(limits.file)
+            try:
+                found = os.pread(out.fileno(), limits.file, 0)
+            except OSError:                                      # the program may set the file's flags, O_DIRECT among them
+                raise Fail("bad_reply") from None
         if len(found) >= limits.file:
             raise Fail("too_long")
         if code := child.process.returncode:
@@ -225,7 +227,7 @@ def require() -> None:
     except (Infra, OSError) as e:
         raise UserError(f"the sandbox for programs could not start a process: {e}") from None
     if not (found.kernel or _UNPROTECTED.is_set()):
-        raise UserError("this kernel offers neither landlock nor seccomp to keep a model's programs from your files: use Linux "
+        raise UserError("this kernel offers neither landlock nor seccomp to keep a model's programs off your files: use Linux "
                         "5.13 or later, or accept it with `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
     if not _SAID.is_set():
         _SAID.set()

@@ -125,16 +125,16 @@ class Child:
             raise
         raise Raised(line[18:99].decode("ascii", "replace"))
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: memoryview) -> None:
         """Its input, by a pipe that it may not read."""
         poll, pipe = select.poll(), self.process.stdin
         poll.register(pipe, select.POLLOUT)
         os.set_blocking(pipe.fileno(), False)
         with pipe, suppress(BrokenPipeError):
-            for start in range(0, len(data), select.PIPE_BUF):   # as much as a pipe that can be written to takes whole
-                while not poll.poll(self.left() * 1000):
-                    pass
-                os.write(pipe.fileno(), data[start:start + select.PIPE_BUF])
+            while data:
+                poll.poll(self.left() * 1000)
+                with suppress(BlockingIOError):
+                    data = data[os.write(pipe.fileno(), data):]
 
     def exited(self) -> None:
         """Waits until it has ended, without reaping it: the number of its group stays taken until that is killed."""

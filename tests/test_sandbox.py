@@ -85,7 +85,7 @@ def test_attacks_on_stdin(nothing_left):
 
 def test_functions_are_no_programs(nothing_left):
     """The attacks as whole programs, which print nothing."""
-    names = ["daemon by posix_spawn", "a deep tree", "closes all", "garbage on every fd", "many threads", "NUL", "hangs at import"]
+    names = ["daemon by posix_spawn", "a deep tree", "closes all", "garbage on every fd", "NUL"]
     assert {judge(FUNCTION[n], STDIN_GOLD, SHORT).status for n in names} == {"fail"}
 
 
@@ -162,6 +162,7 @@ def test_much_input(nothing_left):
     assert judge("import sys\nprint(len(sys.stdin.readlines()))", gold).status == "pass"
     assert judge("print(500000)", gold).status == "pass"                         # it need not read
     assert judge("import os, time\ntime.sleep(60)", gold, SHORT).reason == "timeout"
+    assert judge(STDIN["small pipe, read slowly"], gold, SHORT).reason == "timeout"
     assert judge("import os\nos.write(1, b'x' * 999)\nos.write(1, b'x' * (5 << 20))\nos.write(1, b'x')", gold).reason == "too_long"
 
 
@@ -210,7 +211,7 @@ def test_human_eval_canonical():
     assert each < 0.08, f"{each * 1000:.0f} ms a solution; 17 to 24 on two idle cores"
 
 
-@pytest.mark.parametrize("body", ["return None", "return True", "return args[0]", "return 0", "return ''", "return []"])
+@pytest.mark.parametrize("body", ["return None", "return True", "return args[0]", "return []"])
 def test_human_eval_constants(body):
     verdicts = judge_all([(f"def {gold['entry']}(*args): {body}", gold) for _, _, gold in human_eval()])
     assert {v.status for v in verdicts} == {"fail"}
