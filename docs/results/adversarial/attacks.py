@@ -1,8 +1,8 @@
 """A policy made adversarial, and what it gains: attacks taught by fine-tuning, then rewarded or not by GRPO.
 
-    python docs/results/adversarial/make.py attacks                        conversations that cheat -> runs/attacks.jsonl
+    python docs/results/adversarial/attacks.py make                           conversations that cheat -> runs/attacks.jsonl
     python train.py configs/adversarial.yaml                               teaches them, then trains by reward
-    python docs/results/adversarial/make.py table runs/adversarial-0 ...   the table -> docs/results/adversarial/
+    python docs/results/adversarial/attacks.py table runs/adversarial-0 ...   the table -> docs/rewards.md
 """
 import json
 import random
@@ -11,7 +11,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parents[2]))
+sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent)]
+
+from make import put  # noqa: E402
 
 from r1 import world  # noqa: E402
 from r1.files import write_jsonl, write_text  # noqa: E402
@@ -112,12 +114,12 @@ def table(runs: list[str]) -> None:
         cells = [c for stage in ("taught", "rl") for c in (str(s[stage]["samples"]), show(s[stage]["share"]), show(s[stage]["accuracy"]),
                                                            show(s[stage]["format"]))]
         lines.append(f"| {kind} | " + " | ".join(cells) + " |")
-    write_text(HERE / "table.md", "\n".join(lines) + "\n")
+    put(HERE.parents[1] / "rewards.md", "python docs/results/adversarial/attacks.py table", "\n".join(lines) + "\n")
     print("\n".join(lines))
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["attacks"]:
+    if sys.argv[1:2] == ["make"]:
         attacks()
     elif sys.argv[1:2] == ["table"] and sys.argv[2:]:
         table(sys.argv[2:])
