@@ -8,7 +8,7 @@ The process only ever returns data. The verdict is computed here, expected outpu
     {"entry": "f", "check": "def check(candidate): ..."}     HumanEval's form, behind an optional "prelude": source
                                                              THAT RUNS HERE, in the judge: trusted data sets only
 
-Not covered: bugs of the kernel, side channels, weak tests, the disk that many files take within the seconds a program has.
+Not covered: bugs of the kernel, side channels, weak tests; without namespaces, the disk that many files take in those seconds.
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 
 from r1.sandbox_process import Child, Fail, Infra, Limits, Protection, Raised, start
@@ -206,7 +206,7 @@ def _probed() -> Protection:
             files, forks = child.ask("refuses", ("listdir", "/"), {}), child.ask("refuses", ("fork",), {})
         except (Fail, Raised) as e:
             raise Infra(f"the probe failed ({e})") from None
-    return Protection(said.landlock if files else 0, bool(said.seccomp and forks), said.rlimits, said.pdeathsig)
+    return replace(said, landlock=said.landlock if files else 0, seccomp=said.seccomp and bool(forks))
 
 
 def protection() -> Protection:
@@ -228,7 +228,7 @@ def require() -> None:
         raise UserError(f"the sandbox for programs could not start a process: {e}") from None
     if not (found.kernel or _UNPROTECTED.is_set()):
         raise UserError("this kernel offers neither landlock nor seccomp to keep a model's programs off your files: use Linux "
-                        "5.13 or later, or accept it with `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
+                        "5.13 or later, or accept it by `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
     if not _SAID.is_set():
         _SAID.set()
         print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)

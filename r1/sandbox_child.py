@@ -24,7 +24,7 @@ fchownat 260 54, setxattr 188 5, lsetxattr 189 6, fsetxattr 190 7, setxattrat 46
 fremovexattr 199 16, removexattrat 466 466, utime 132 -, utimes 235 -, futimesat 261 -, utimensat 280 88, truncate 76 45,
 shmget 29 194, semget 64 190, msgget 68 186, mq_open 240 180, mq_unlink 241 181, setpriority 141 140, sched_setaffinity 203 122,
 sched_setscheduler 144 119, sched_setparam 142 118, sched_setattr 314 274, ioprio_set 251 30, migrate_pages 256 238,
-move_pages 279 239, open_by_handle_at 304 265, file_setattr 469 469"""
+move_pages 279 239, capset 126 91, open_by_handle_at 304 265, file_setattr 469 469"""
 MACHINES = {"x86_64": (0xC000003E, 1, 56, 72, 16), "aarch64": (0xC00000B7, 2, 220, 25, 29)}   # audit, column, clone, fcntl, ioctl
 ALLOW, KILL, EPERM, ENOSYS = 0x7FFF0000, 0x80000000, 0x50001, 0x50026
 
@@ -52,7 +52,24 @@ def words(*pairs) -> bytes:
     return b"".join(value.to_bytes(size, "little") for value, size in pairs)
 
 
-def landlock(readable: list, listable: list, writable: list) -> int:
+def own_folder(unshare: int, mount: int) -> bool:
+    """A small file system of its own in place of the folder: it cannot fill the disk and is gone with the process."""
+    uid, gid, here = os.getuid(), os.getgid(), os.getcwd()
+    try:
+        if system(unshare, 0x10020000) != 0:                               # namespaces of users and of mounts
+            return False
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+            fd = os.open("/proc/self/" + name, os.O_WRONLY)
+            os.write(fd, text.encode())
+            os.close(fd)
+        mounted = system(mount, b"tmpfs", os.fsencode(here), b"tmpfs", 14, b"size=16m,nr_inodes=1000") == 0
+        os.chdir(here)
+        return mounted
+    except OSError:
+        return False
+
+
+def landlock(readable: list, listable: list, writable: list, folders: bool) -> int:
     """Nothing of the file system but this; the version of the kernel's landlock, 0 if there is none."""
     abi = max(0, system(444, None, 0, 1))
     if not abi:
@@ -62,6 +79,7 @@ def landlock(readable: list, listable: list, writable: list) -> int:
     rules = words((every, 8), (3 if abi >= 4 else 0, 8), (3 if abi >= 6 else 0, 8))[:8 if abi < 4 else 16 if abi < 6 else 24]
     ruleset = system(444, rules, len(rules), 0)
     full = every & ~(1 | 1 << 6 | 1 << 9 | 1 << 11 | 1 << 15)       # no program, device or socket is made or run in the folder
+    full &= ~(0 if folders else 1 << 7)                             # nor a tree, if it is not its own: deleting that takes long
     for paths, rights in ((readable, read | listing), (listable, listing), (writable, read | write | truncate), (["."], full)):
         for path in paths:
             try:
@@ -76,14 +94,14 @@ def landlock(readable: list, listable: list, writable: list) -> int:
     return abi if done == 0 else 0
 
 
-def seccomp(machine: str, prctl: int) -> bool:
+def seccomp(machine: str, numbers: dict) -> bool:
     """No new process or program, no socket, no signal, no way back: see DENIED."""
     audit, column, clone, fcntl, ioctl = MACHINES[machine]
     code = [(0x20, 0, 0, 4), (0x15, 1, 0, audit), (6, 0, 0, KILL), (0x20, 0, 0, 0)]       # the machine, then the call's number
     if column == 1:
         code += [(0x35, 0, 1, 0x40000000), (6, 0, 0, EPERM)]                              # numbers of the x32 ABI
-    for number in (entry.split()[column] for entry in DENIED.split(",")):
-        code += [(0x15, 0, 1, int(number)), (6, 0, 0, EPERM)] if number != "-" else []
+    for number in numbers.values():
+        code += [(0x15, 0, 1, number), (6, 0, 0, EPERM)]
     code += [(0x15, 0, 1, 435), (6, 0, 0, ENOSYS)]                                        # clone3: libc then tries clone
     code += [(0x15, 0, 4, clone), (0x20, 0, 0, 16), (0x45, 1, 0, 0x10000), (6, 0, 0, EPERM), (6, 0, 0, ALLOW)]   # threads only
     for number, commands in ((fcntl, (8, 10, 15)), (ioctl, (0x8901, 0x8902, 0x5412))):    # who gets a socket's signal; typing
@@ -92,21 +110,24 @@ def seccomp(machine: str, prctl: int) -> bool:
     code += [(6, 0, 0, ALLOW)]
     raw = b"".join(words((op, 2), (yes, 1), (no, 1), (k, 4)) for op, yes, no, k in code)
     kept = type("Filter", (_ctypes.Array,), {"_type_": Char, "_length_": len(raw)}).from_buffer_copy(raw)
-    return system(prctl, 22, 2, words((len(code), 8), (_ctypes.addressof(kept), 8)), 0, 0) == 0
+    return system(numbers["prctl"], 22, 2, words((len(code), 8), (_ctypes.addressof(kept), 8)), 0, 0) == 0
 
 
 def protect(parent: int, config: dict) -> list:
-    """Gives up what it can; what is in force: landlock's version, seccomp, limits, death with the parent."""
+    """Gives up what it can; what is in force: landlock's version, seccomp, own folder, limits, death with the parent."""
     machine = os.uname().machine if sys.platform == "linux" and sys.maxsize > 1 << 32 else ""
-    abi = filtered = dies = 0
+    abi = filtered = own = dies = 0
     if machine in MACHINES:
-        prctl, capset = (157, 126) if machine == "x86_64" else (167, 91)
-        system(capset, words((0x20080522, 4), (0, 4)), bytes(24))          # root, too, is then held by permissions and limits
+        rows = map(str.split, DENIED.split(","))
+        column = MACHINES[machine][1]
+        numbers = {row[0]: int(row[column]) for row in rows if row[column] != "-"}
+        prctl = numbers["prctl"]
+        own = int(own_folder(numbers["unshare"], numbers["mount"]))
+        system(numbers["capset"], words((0x20080522, 4), (0, 4)), bytes(24))   # root, too, is then held by permissions and limits
         dies = int(system(prctl, 1, 9, 0, 0, 0) == 0 and os.getppid() == parent)
-        if dies:
-            system(prctl, 4, 0, 0, 0, 0)                                   # not dumpable: nobody of the same user looks inside
-            if system(prctl, 38, 1, 0, 0, 0) == 0:                         # no new privileges: asked for by both that follow
-                abi = landlock(*config["paths"])
+        system(prctl, 4, 0, 0, 0, 0)                                       # not dumpable: nobody of the same user looks inside
+        if system(prctl, 38, 1, 0, 0, 0) == 0:                             # no new privileges: asked for by both that follow
+            abi = landlock(*config["paths"], own)
     kept = 1
     for name, value in config["limits"].items():
         try:
@@ -116,11 +137,11 @@ def protect(parent: int, config: dict) -> list:
             resource.setrlimit(which, (value, value))
         except (AttributeError, OSError, ValueError):            # macOS has no limit of memory
             kept = 0
-    if machine in MACHINES and dies:
-        filtered = int(seccomp(machine, prctl))
+    if machine in MACHINES:
+        filtered = int(seccomp(machine, numbers))
     if not filtered:                             # it counts every process of the user, so it would refuse honest threads, too
         resource.setrlimit(resource.RLIMIT_NPROC, (64, 64))
-    return [abi, filtered, kept, dies]
+    return [abi, filtered, own, kept, dies]
 
 
 def encode(x: object, out: list, depth: int = 0) -> None:

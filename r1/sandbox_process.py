@@ -45,6 +45,7 @@ class Protection:
 
     landlock: int                # version of its interface; 0: files are open to the program
     seccomp: bool                # no processes, programs, sockets, signals
+    namespaces: bool             # its folder is a small file system of its own
     rlimits: bool
     pdeathsig: bool              # dies with its parent
 
@@ -179,20 +180,26 @@ def _kill(process: subprocess.Popen) -> None:
 
 
 def _remove(folder: str) -> None:
-    """Deletes it without recursion: a tree of any depth, of folders that may be shut, is flattened on the way."""
-    number = 0
+    """Deletes it without recursion and without long paths: a tree may be of any depth, and its folders shut."""
     with suppress(OSError):
-        while entries := list(os.scandir(folder)):
-            for entry in entries:
-                if not entry.is_dir(follow_symlinks=False):
-                    os.unlink(entry.path)
-                    continue
-                os.chmod(entry.path, 0o700)
-                for inner in list(os.scandir(entry.path)):
-                    if inner.is_dir(follow_symlinks=False):
-                        os.chmod(inner.path, 0o700)
-                    os.rename(inner.path, os.path.join(folder, f"r1-{(number := number + 1)}"))
-                os.rmdir(entry.path)
+        fd, above = os.open(folder, os.O_RDONLY), []
+        try:
+            while True:
+                for entry in os.scandir(fd):
+                    if entry.is_dir(follow_symlinks=False):
+                        os.chmod(entry.name, 0o700, dir_fd=fd)
+                        above.append(entry.name)
+                        fd, old = os.open(entry.name, os.O_RDONLY, dir_fd=fd), fd
+                        break
+                    os.unlink(entry.name, dir_fd=fd)
+                else:
+                    if not above:
+                        break
+                    fd, old = os.open("..", os.O_RDONLY, dir_fd=fd), fd
+                    os.rmdir(above.pop(), dir_fd=fd)
+                os.close(old)
+        finally:
+            os.close(fd)
         os.rmdir(folder)
 
 

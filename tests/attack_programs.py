@@ -121,7 +121,7 @@ PROCESS = {
                            "def f(a, b): return None",
     "replies on every fd": "import os\nfor fd in range(1, 64):\n    try: os.write(fd, b'0123456789abcdef =[5]\\n' * 9)\n"
                            "    except OSError: pass\ndef f(a, b): return None",
-    "ready again": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ready 7 1 1 1\\n')\n    except OSError: pass\n"
+    "ready again": "import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'ready 7 1 1 1 1\\n')\n    except OSError: pass\n"
                    "def f(a, b): return a + b",
     "50 MB reply": "def f(a, b): return 'x' * 50_000_000",
     "a million numbers": "def f(a, b): return list(range(1_000_000))",
@@ -136,6 +136,9 @@ PROCESS = {
     "stdout flood": "def f(a, b):\n    while True: print('x' * 1_000_000)",
     "40 MB file": first("open('big', 'wb').write(bytes(40 << 20))"),
     "a growing file": first("with open('big', 'wb', 0) as file:\n    for _ in range(40): assert file.write(bytes(1 << 20)) == 1 << 20"),
+    "fills the disk": "import os\nfor i in range(40):\n    with open(str(i), 'wb', 0) as file:\n        if file.write(bytes(1 << 20)) < 1 << 20: break\n"
+                      "else:\n    def f(a, b): return a + b",
+    "many files": "for i in range(5000): open(str(i), 'w').close()\ndef f(a, b): return a + b",
     "open files": first("keep = [open(f'{i}', 'w') for i in range(200)]"),
     "a deep tree": "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\ndef f(a, b): return None",
     "a shut folder": "import os\nos.makedirs('a/b')\nopen('a/b/c', 'w').close()\nos.mkdir('shut', 0)\nos.mkdir('half', 0o300)\n"

@@ -296,7 +296,7 @@ def test_an_ordinary_user():
 
 @pytest.fixture
 def bare(monkeypatch):
-    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(0, False, True, True))
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(0, False, False, True, True))
     monkeypatch.setattr(sandbox, "_UNPROTECTED", sandbox.threading.Event())
     monkeypatch.setattr(sandbox, "_SAID", sandbox.threading.Event())
 
@@ -346,7 +346,7 @@ def test_infra(monkeypatch, nothing_left):
     monkeypatch.undo()
     monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
     assert judge(HARMLESS["plain"], GOLD) == Verdict("infra", "infra")
-    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(9, True, True, True))           # one that is not applied
+    monkeypatch.setattr(sandbox, "protection", lambda: sandbox.Protection(9, True, True, True, True))           # one that is not applied
     assert judge(HARMLESS["plain"], GOLD) == Verdict("infra", "infra")
 
 
