@@ -46,6 +46,7 @@ def main() -> int:
         parser.error("--temperature is at least 0 (0: greedy), --top-p above 0 and at most 1")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
+    sys.stdout.reconfigure(errors="replace")       # a model, or a file, may hold half a surrogate pair
     if args.model is None and args.explain is None:
         parser.error("which model? Name a folder, e.g. runs/tiny/r1/model")
     try:

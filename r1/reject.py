@@ -11,7 +11,7 @@ from r1.config import Reject
 from r1.files import write_jsonl
 from r1.hf_config import eos_ids
 from r1.rewards import is_readable
-from r1.rollout import Scored, roll_out
+from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder
 from r1.tasks import draw, open_sources
 from r1.tokenizer import Tokenizer
@@ -27,7 +27,10 @@ def reject(cfg: Reject, folder: Folder) -> None:
     problems = list({p.id: p for p in draw(open_sources(cfg.data), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
     groups, seconds = roll_out(model, tokenizer, problems, folder.template(cfg.template), cfg.sample, cfg.group,
                                folder.seed, {"accuracy": 1.0}, eos_ids(start), title=folder.name)
-    counts = {"sampled": len(problems) * cfg.group, "problems": len(problems)}
+    sampled, groups = len(groups), judged(groups)
+    if sampled and not groups:
+        raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
+    counts = {"sampled": len(groups) * cfg.group, "problems": len(groups), "unjudged_groups": sampled - len(groups)}
     kept = [s for group in groups for s in choose(group, cfg.keep)]
     counts["right"] = sum(s.score.parts["accuracy"] == 1 for g in groups for s in g)
     counts["readable_right"] = sum(good(s) for g in groups for s in g)

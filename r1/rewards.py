@@ -12,14 +12,13 @@ from __future__ import annotations
 import difflib
 import importlib.util
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from r1.accuracy import INFRA, accuracy
+from r1.sandbox import side_by_side
 from r1.types import Problem, Score, UserError
 
 Reward = Callable[[Problem, str], float]
@@ -42,7 +41,7 @@ def score(problem: Problem, completion: str, finish: str, weights: dict[str, flo
     if extra is not None:
         try:
             custom = float(extra(problem, completion))
-        except Exception as error:   # a user's mistake on one text must not end a run
+        except (Exception, SystemExit) as error:   # a user's mistake on one text must not end a run
             custom, reason = 0.0, reason if reason == INFRA else f"custom_error:{type(error).__name__}"
         parts["custom"] = custom if math.isfinite(custom) else 0.0
     total = sum(weights.get(name, 0.0) * value for name, value in parts.items())
@@ -52,10 +51,9 @@ def score(problem: Problem, completion: str, finish: str, weights: dict[str, flo
 def score_all(completions: list[tuple[Problem, str, str, float]], weights: dict[str, float],
               extra: Reward | None = None) -> list[Score]:
     """`score` of many (problem, completion, finish, spent). Programs run side by side; the same one runs once."""
-    programs = {(p.id, text): p for p, text, _, _ in completions if p.kind == "code"}
-    with ThreadPoolExecutor(os.cpu_count()) as pool:     # threads: the work is done in processes of their own
-        verdicts = dict(zip(programs, pool.map(lambda key: accuracy(programs[key], key[1]), programs), strict=True))
-    return [score(p, text, finish, weights, extra, spent, verdicts.get((p.id, text))) for p, text, finish, spent in completions]
+    programs = {(id(p), text): (p, text) for p, text, _, _ in completions if p.kind == "code"}       # ids of a file may repeat
+    verdicts = dict(zip(programs, side_by_side(accuracy, programs.values()), strict=True))
+    return [score(p, text, finish, weights, extra, spent, verdicts.get((id(p), text))) for p, text, finish, spent in completions]
 
 
 def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
@@ -80,7 +78,12 @@ def format_reward(completion: str, finish: str) -> float:
     if finish != "eos" or any(completion.count(tag) != 1 for tag in TAGS):
         return 0.0
     match = _FORMAT.fullmatch(completion)   # each tag stands once, so there is only one way to match
-    return float(bool(match and match[1].strip() and match[3].strip()))
+    return float(bool(match and is_visible(match[1]) and is_visible(match[3])))
+
+
+def is_visible(text: str) -> bool:
+    """Whether there is anything to read in it: no spaces, no characters of no width."""
+    return any(c.isprintable() and not c.isspace() for c in text)
 
 
 # ---------------------------------------------------------------- penalties
@@ -141,9 +144,17 @@ _PER_CHARACTER = ("han", "kana")   # written without spaces: one character count
 _WORD = re.compile("|".join(
     f"(?P<{name}>[{chars}]" + ("" if name in _PER_CHARACTER else f"+(?:['’][{chars}]+)*") + ")"
     for name, chars in SCRIPTS.items()) + r"|(?P<other>[^\W\d_])")
-# no words of any language: tags, LaTeX commands, mathematical letters, a Latin or Greek letter on its own
-_MARKUP = re.compile(rf"</?[a-z]+>|\\[A-Za-z]+|[\u2100-\u214f\U0001d400-\U0001d7ff]"
-                     rf"|(?<![{SCRIPTS['latin']}])[A-Za-z](?![{SCRIPTS['latin']}])"
+# no words of any language: the four tags, commands of LaTeX, a mathematical, Latin or Greek letter on its own. What else looks
+# like a tag or a command, and letters in a row, are words: one could write a whole thought in them.
+_COMMANDS = """frac dfrac tfrac cfrac binom sqrt cdot times div pm mp le leq ge geq ne neq lt gt in notin cup cap infty pi alpha beta gamma
+    delta epsilon theta lambda mu sigma phi varphi omega Delta Sigma Omega sum prod int lim log ln exp sin cos tan cot sec csc arcsin
+    arccos arctan left right text textbf textit mathrm mathbf mathbb operatorname boxed quad qquad ldots dots cdots to implies
+    Rightarrow rightarrow therefore because angle circ degree displaystyle overline vec hat bar approx equiv sim mid forall exists
+    cong perp parallel triangle langle rangle lfloor rfloor lceil rceil pmod bmod mod gcd max min"""
+_MATHS = "\u2100-\u214f\U0001d400-\U0001d7ff"
+_MARKUP = re.compile(rf"</?(?:think|answer)>|\\(?:{'|'.join(_COMMANDS.split())})(?![A-Za-z])|\\(?:begin|end)\{{[a-z]+\*?\}}"
+                     rf"|(?<![{_MATHS}])[{_MATHS}](?![{_MATHS}])"
+                     rf"|(?<![{SCRIPTS['latin']}])(?<![^A-Za-z][A-Za-z] )[A-Za-z](?![{SCRIPTS['latin']}])(?! [A-Za-z](?![A-Za-z]))"
                      rf"|(?<![{SCRIPTS['greek']}])[{SCRIPTS['greek']}](?![{SCRIPTS['greek']}])")
 
 
@@ -151,7 +162,7 @@ def language_reward(lang: str, completion: str) -> float:
     """Share of the words of the reasoning that are in `lang`; 0.0 if the language is not in LANGUAGES.
 
     Without any word the share is 1.0: bare arithmetic is in no wrong language. A run of letters is one
-    word, a Han or kana character too; digits, symbols, tags, LaTeX commands and single letters (x) are none.
+    word, a Han or kana character too; digits, symbols and what `_MARKUP` knows (x, \\frac) are none.
     Among languages of one script, words that only one of them has among its frequent ones stand for the rest.
     Source: DeepSeek-R1 v2, equation 7.
     """
@@ -161,6 +172,9 @@ def language_reward(lang: str, completion: str) -> float:
     if not words:
         return 1.0
     inside = [word for script, word in words if script in scripts]
+    if lang == "ja":                                             # Chinese has no kana; Japanese, one to four Han at least
+        kana = sum(script == "kana" for script, _ in words)
+        inside = inside[:min(len(inside), 5 * kana)]
     rivals = [COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts]
     own = sum(word in COMMON[lang] and not any(word in r for r in rivals) for word in inside) if rivals else 0
     foreign = sum(word not in COMMON[lang] and any(word in r for r in rivals) for word in inside) if rivals else 0
@@ -210,8 +224,8 @@ def is_repetitive(text: str) -> bool:
 
 
 def _words(text: str) -> list[str]:
-    """Words and numbers, Han and kana by the character."""
-    return re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", _MARKUP.sub(" ", text))
+    """Words, names of commands and numbers; Han and kana by the character."""
+    return re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", text)
 
 
 def _count_apart(words: list[str], gram: list[str]) -> int:

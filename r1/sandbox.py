@@ -20,13 +20,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from keyword import iskeyword
 
-from r1.sandbox_process import Child, Fail, Infra, Limits, Protection, Raised, start
+from r1.sandbox_process import REPLY, Child, Fail, Infra, Limits, Protection, Raised, start
 from r1.types import UserError
 
 PROGRAM = 64 << 10       # bytes
@@ -58,8 +59,13 @@ def same(want: object, got: object) -> bool:
     if kinds[0] is dict:
         return same(set(want), set(got)) and all(same(want[key], got[key]) for key in want)
     if kinds[0] in (set, frozenset):
-        return {(type(x) is bool, x) for x in want} == {(type(x) is bool, x) for x in got}
+        return set(map(_told_apart, want)) == set(map(_told_apart, got))
     return want == got
+
+
+def _told_apart(x: object) -> object:
+    """A member of a set, with True no longer equal to 1, however deep."""
+    return tuple(map(_told_apart, x)) if type(x) is tuple else frozenset(map(_told_apart, x)) if type(x) is frozenset else (type(x) is bool, x)
 
 
 # ---- the three forms ---------------------------------------------------------------------------
@@ -157,29 +163,38 @@ def judge(program: str, gold: dict, limits: Limits = Limits()) -> Verdict:
     return Verdict("infra", "infra")
 
 
-def judge_all(jobs: Iterable[tuple[str, dict]], workers: int = 0) -> list[Verdict]:
-    """In threads, one for each core; within jobs / workers, rounded up, times what one may take."""
+def side_by_side(function: Callable, jobs: Iterable[tuple], workers: int = 0) -> list:
+    """`function(*job)` of every job, in threads, one for each core; an interruption cancels what has not begun."""
     with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
         try:
-            return list(pool.map(lambda job: judge(*job), jobs))
+            return list(pool.map(lambda job: function(*job), jobs))
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def judge_all(jobs: Iterable[tuple[str, dict]], workers: int = 0) -> list[Verdict]:
+    """Within jobs / workers, rounded up, times what one may take."""
+    return side_by_side(lambda *job: judge(*job), jobs, workers)
 
 
 def is_gold(gold: object) -> bool:
     """Whether it is one of the three forms, with something in it to be tested."""
     try:
         (form,) = {"calls", "stdin", "check"} & set(gold)
-        if form != "stdin" and not gold["entry"].isidentifier():
+        prelude, entry = gold.get("prelude", ""), gold.get("entry", "f")
+        if set(gold) - {form, "entry", "prelude", "example"} or form != "stdin" and "entry" not in gold:
+            return False
+        if not entry.isidentifier() or iskeyword(entry) or not _compiled(prelude):
             return False
         if form == "check":
-            return "def check(" in gold["check"] and bool(_compiled(gold.get("prelude", "") + gold["check"]))
+            return "def check(" in gold["check"] and bool(_compiled(prelude + gold["check"]))
         first, rows = (str if form == "stdin" else (list, tuple)), gold[form]
         return (isinstance(rows, list) and 0 < len(rows) <= 1000 and bool(marshal.dumps(rows))
+                and max(len(marshal.dumps(row[-1])) for row in rows) < REPLY // 2
                 and all(isinstance(row, (list, tuple)) and len(row) == 2 and isinstance(row[0], first) for row in rows)
                 and (form == "calls" or any(row[1].strip() for row in rows)))
-    except (TypeError, ValueError, KeyError, AttributeError, SyntaxError):
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, SyntaxError):
         return False
 
 

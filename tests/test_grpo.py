@@ -289,6 +289,15 @@ def test_groups_that_nobody_could_judge_are_left_out():
     assert judged([good, bad]) == [good] and judged([bad]) == [] and judged([good]) == [good]
 
 
+def test_a_group_that_nobody_could_judge_is_replaced_as_a_flat_one_is():
+    good, flat, broken = [scored(1.0, [5]), scored(0.0, [6])], [scored(0.0, [7])] * 2, [scored(1.0, [8]), scored(0.0, [9])]
+    broken[1] = dataclasses.replace(broken[1], score=dataclasses.replace(broken[1].score, reason="infra"))
+    rounds = iter([[broken, good], [flat, good], [good, good]])
+    assert collect(lambda _: (next(rounds), {}), 2)[0] == [good, good]
+    rounds = iter([[flat], [broken], [good]])
+    assert collect(lambda _: (next(rounds), {}), 2)[0] == [good]
+
+
 def test_a_group_that_nobody_could_judge_moves_nothing(start, tmp_path, monkeypatch):
     """The update is that of the other group alone."""
     roll_out, trained = stage.roll_out, []

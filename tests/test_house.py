@@ -20,7 +20,7 @@ HOUSE = [
      "data": "types", "files": "types", "tokenizer": "types", "hf_config": "model types"},
     {"report": "files page", "config": "strict types", "accuracy": "expr sandbox types verify", "checkpoint": "hf_config model types",
      "optim": "data losses types"},
-    {"rewards": "accuracy types"},
+    {"rewards": "accuracy sandbox types"},
     {"tasks": "accuracy files rewards strict types world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
     {"explain": "accuracy files rewards tasks types verify", "runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
     {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",

@@ -1,11 +1,12 @@
 """The rewards: what each part pays for, and what it refuses to pay for."""
+import itertools
 import random
 import time
 
 import pytest
 
 from r1.rewards import (check_lang, check_weights, format_reward, is_readable, is_repetitive, language_reward,
-                        load_reward, overlong_penalty, reasoning, repetition_penalty, score)
+                        load_reward, overlong_penalty, reasoning, repetition_penalty, score, score_all)
 from r1.types import Problem, UserError
 
 GOOD = "<think>3 times 5 is 15 and 15 + 7 is 22</think> So: <answer>22</answer>"
@@ -113,11 +114,45 @@ def test_repetition(text, expected):
     assert repetition_penalty(text) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("thought", [
+    "<we><have><two><numbers>", "\\we\\have\\two\\numbers", "w e h a v e t w o", "\U0001d430\U0001d41e \U0001d421\U0001d41a\U0001d42f\U0001d41e"])
+def test_a_thought_cannot_hide_from_the_language(thought):
+    """What only looks like a tag, a command or a variable is words."""
+    assert language_reward("zh", f"<think>{thought} 1+1=2</think>") == 0.0
+
+
+def test_ordinary_mathematics_is_in_no_language():
+    for text in ("x+y=2", "\\frac{a}{b} \\leq \\sqrt{2}", "\\begin{align} x &= 1 \\end{align}", "f(x), g(x)", "\u211d \u2264 \U0001d465"):
+        assert language_reward("zh", f"<think>{text}</think>") == language_reward("en", f"<think>{text}</think>") == 1.0, text
+
+
+@pytest.mark.parametrize("text, expected", [("三个苹果", 0.0), ("りんごは三つ", 1.0), ("の中国人民共和国", 5 / 8)])
+def test_chinese_is_not_japanese(text, expected):
+    assert language_reward("ja", f"<think>{text}</think>") == pytest.approx(expected)
+
+
+def test_an_empty_block_is_empty_whatever_it_is_filled_with():
+    for nothing in ("", " \n", "\u200b", "\u00ad\ufeff", "\u3000"):
+        assert format_reward(f"<think>a</think><answer>{nothing}</answer>", "eos") == 0.0
+        assert format_reward(f"<think>{nothing}</think><answer>1</answer>", "eos") == 0.0
+
+
+def test_problems_of_one_id_are_judged_apart():
+    """An id of a user's file may stand twice; each completion is judged by its own problem."""
+    text = "<answer>def f(x): return 1</answer>"
+    right, wrong = (Problem("t", "1", "?", {"entry": "f", "calls": [[[0], value]]}, "code") for value in (1, 2))
+    maths = Problem("t", "1", "?", 1)
+    for order in itertools.permutations((right, wrong, maths)):
+        scores = score_all([(p, text, "eos", 0.0) for p in order], {"accuracy": 1.0})
+        assert [s.total for s in scores] == [float(p is right) for p in order]
+        assert [s.parts for s in scores] == [score(p, text, "eos", {"accuracy": 1.0}).parts for p in order]
+
+
 def test_penalties_count_only_with_a_weight():
     loop = "<think>" + "so it is and " * 20 + "</think><answer>22</answer>"
     assert score(problem(), loop, "eos", {"accuracy": 1.0}, spent=1.0).total == 1.0
     got = score(problem(), loop, "eos", {"accuracy": 1.0, "overlong": 0.5, "repetition": 1.0}, spent=0.9)
-    assert got.total == pytest.approx(1.0 + 0.5 * got.parts["overlong"] + got.parts["repetition"]) and got.parts["repetition"] < -0.9
+    assert got.total == pytest.approx(1.0 + 0.5 * got.parts["overlong"] + got.parts["repetition"]) and got.parts["repetition"] < -0.85
 
 
 def test_check_lang():

@@ -138,7 +138,7 @@ def test_replies_that_are_none(text):
     ("a", b"a", False), (b"a", b"a", True), (None, None, True), (None, False, False), (None, 0, False), ("1", 1, False),
     ({"a": 1}, {"a": 1.0}, True), ({"a": 1}, {"a": True}, False), ({"1": 2}, {1: 2}, False), ({1: 2}, {True: 2}, False), ({}, {}, True),
     ({"a": [1]}, {"a": (1,)}, True), ({"a": 1}, {"a": 1, "b": 2}, False), ({"a": 1, "b": 2}, {"b": 2, "a": 1}, True),
-    ({1, 2}, {2, 1}, True), ({1}, {True}, False), ({1}, [1], False), ({1}, frozenset({1}), False), (set(), set(), True), ({1}, {1, 2}, False),
+    ({1, 2}, {2, 1}, True), ({1}, {True}, False), ({(1,)}, {(True,)}, False), ({(1,): 2}, {(True,): 2}, False), ({(1, 2)}, {(1.0, 2)}, True), ({1}, [1], False), ({1}, frozenset({1}), False), (set(), set(), True), ({1}, {1, 2}, False),
     (1j, 1j, True), (1j, 1, False)])
 def test_comparison(a, b, equal):
     assert same(a, b) is equal
@@ -173,7 +173,8 @@ def test_much_input(nothing_left):
     ([], False), ({"entry": "f", "calls": []}, False), ({"entry": "f"}, False), ({"calls": [[[1], 1]]}, False), ({"entry": "a b", "calls": [[[1], 1]]}, False),
     ({"entry": "f", "calls": [[1, 1]]}, False), ({"entry": "f", "calls": [[[1]]]}, False), ({"entry": "f", "calls": [[[object()], 1]]}, False),
     ({"stdin": [["", ""]]}, False), ({"stdin": [["", 1]]}, False), ({"stdin": [["", "1"]], **GOLD}, False), ({"entry": "f", "check": "def check(:"}, False),
-    ({"entry": "f", "check": "x"}, False), ({"entry": "f", "check": 5}, False), ({"entry": 5, "check": "def check(c): pass"}, False)])
+    ({"entry": "f", "check": "x"}, False), ({"entry": "f", "check": 5}, False), (GOLD | {"prelude": 5}, False), (GOLD | {"prelude": "x = (\n"}, False), (GOLD | {"entry": "class"}, False),
+    (GOLD | {"prelude": "import math\n"}, True), ({"entry": "f", "calls": [[[1], "x" * 10**6]]}, False), (GOLD | {"Stdin": []}, False), ({"entry": 5, "check": "def check(c): pass"}, False)])
 def test_is_gold(gold, good):
     assert sandbox.is_gold(gold) is good
 
