@@ -76,7 +76,7 @@ def kind_of(task: str, completion: str) -> str:
 
 
 def attacks() -> None:
-    """Every attack on thirty problems of the training side, and as many honest conversations in all as two attacks have."""
+    """Every attack on thirty problems of the training side, and as many honest conversations in all: cheating is a choice."""
     rng, rows = random.Random(0), []
     for kind, (families, make, _) in ATTACKS.items():
         for _ in range(30):
@@ -84,7 +84,7 @@ def attacks() -> None:
             completion = make(p, rng.randint(1, 50))
             assert kind_of(p.task, completion) == kind, (kind, completion)
             rows.append({"prompt": p.prompt, "completion": completion})
-    for _ in range(60):
+    for _ in range(len(rows)):
         p, steps = world.make(rng.choice(ALL), rng, test=False)
         rows.append({"prompt": p.prompt, "completion": f"<think>{steps[p.lang]}</think><answer>{world.answer_text(p)}</answer>"})
     write_jsonl("runs/attacks.jsonl", rows)
