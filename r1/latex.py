@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 from r1.compare import Comparison
@@ -12,23 +13,25 @@ from r1.expr import FUNCTIONS, INFINITY, NUMBER, Group, Named, Node, NotExpressi
 
 MAX_TOKENS = 400
 MAX_ITEMS = 64        # of a tuple, list, set or matrix
-MAX_DEPTH = 40        # of brackets, fractions, roots and powers
+MAX_DEPTH = 60        # of brackets, fractions, roots, signs and operators that bind more and more
 
-_TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*|\*\*|\\[{}]|\S")
-_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
+_TOKEN = re.compile(r"[0-9]+_\{[0-9]+\}|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*(?:(?<!log)_\{[^{}]*\})?|\\[{}]|\S")
+_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_\{[^{}]*\})?"
 _NAME = re.compile(r"{0}(?:/{0}|(?::{0})+)?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|"
                    r"\|(?![a-z]\|){0}+\|".format(_PART))   # also A/B, A:B, f^-1(x), (x,y), |AB|
-_PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?'*")   # letters that are no word
+_PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?'*(?:_.*)?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",), "⟦": ("⟧",), "": ("",)}   # "" is the whole text
 _AROUND = {"|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")}
 _SEPARATORS = {",", ";", "and", "or", "&", "¶"}
 _RELATIONS = set("=≠<≤>≥∈≈")
 _TURNED = {">": "<", "≥": "≤"}
-_LEVELS = ({"∪", "∖"}, {":"}, {"+", "-"})   # operators, the weakest first; those of products come after them
+_TIMES, _SIGN = 4, 5   # how strongly a product and a sign before a value bind
+_STRENGTH = {"∪": 1, "∖": 1, ":": 2, "+": 3, "-": 3, "*": _TIMES, "/": _TIMES, "^": 6}
 _CALLED = {name: name for name in FUNCTIONS} | {
     "ln": "log", "lg": "lg", "log": "lg", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+_COMMANDS = {"frac": partial(apply, "/"), "binom": partial(apply, "choose"), "root": lambda degree, value: real_root(value, degree)}
 _CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "∞": INFINITY}
-_STOPS = {"", "\\}", "**", "\\rfloor", "\\rceil", *")]}+-*/^!%°'_:⟧∪∖…"} | _SEPARATORS | _RELATIONS
+_STOPS = {"", "\\}", "\\rfloor", "\\rceil", *")]}+-*/^!%°'_:⟧∪∖…"} | _SEPARATORS | _RELATIONS
 
 
 def value_of(text: str, last: bool = False) -> Any:
@@ -49,7 +52,7 @@ class _Parser:
         self.tokens: list[str] = []
         for token in (found := _TOKEN.findall(text)):
             product = _PRODUCT.fullmatch(token) and token not in _CALLED and token not in _CONSTANTS
-            self.tokens += re.findall("[A-Za-z]'*", token) if product else [token]
+            self.tokens += re.findall("[A-Za-z]'*(?:_.*)?", token) if product else [token]
         self.tokens.append("")   # the end
         self.next = self.depth = self.bars = self.angle = 0
         self.last = last
@@ -91,11 +94,11 @@ class _Parser:
         return items[0] if len(items) == 1 else Group(kind, items)
 
     def statement(self) -> Any:
-        """binary {relation binary}"""
+        """expression {relation expression}"""
         parts, names, signs = [], [], []
         while True:
             start = self.next
-            parts.append(self.binary())
+            parts.append(self.expression())
             text = "".join(self.tokens[start:self.next])
             names.append(text if _NAME.fullmatch(text) else "")
             if self.token not in _RELATIONS:
@@ -141,24 +144,29 @@ class _Parser:
             return Group(value.brackets, tuple(map(Named, inner, left.items, value.items)))
         return Named(name, left, value)
 
-    def binary(self, level: int = 0) -> Any:
-        """Operands with the operators of one level between them, from the left."""
-        if level == len(_LEVELS):
-            return self.product()
-        value = self.binary(level + 1)
-        while self.token in _LEVELS[level]:
-            value = apply(self.take(), value, self.binary(level + 1))
-        return value
-
-    def product(self) -> Any:
-        """signed {("*" | "/") signed | power}, where a bare power starts with no number"""
-        value = self.signed()
+    def expression(self, strength: int = 0) -> Any:
+        """Operands with the operators between them that bind more strongly than `strength`."""
+        self.depth += 1   # every way round the grammar passes here
+        if self.depth > MAX_DEPTH:
+            raise TooBig
+        minus = False
+        while self.token in ("+", "-"):
+            minus ^= self.take() == "-"
+        value = self.expression(_SIGN) if minus else self.atom()
+        if minus:
+            value = -value if isinstance(value, NUMBER) else apply("*", Fraction(-1), value)
         while True:
-            if self.token in ("*", "/"):
-                value = apply(self.take(), value, self.signed())
-            elif self.starts_factor():
-                value = apply("*", value, self.power())
+            sign = self.token
+            if sign in ("!", "%", "°"):
+                if self.take() == self.token:   # 5!! is not (5!)!
+                    raise NotExpression
+                value = value if sign == "°" and not self.angle else apply(sign, value)
+            elif _STRENGTH.get(sign, 0) > strength:
+                value = apply(self.take(), value, self.expression(min(_STRENGTH[sign], _SIGN)))
+            elif strength < _TIMES and self.starts_factor():
+                value = apply("*", value, self.expression(_SIGN))
             else:
+                self.depth -= 1
                 return value
 
     def starts_factor(self) -> bool:
@@ -166,74 +174,35 @@ class _Parser:
             return self.tokens[self.next - 1] == "!"
         return self.token not in _STOPS and self.token[0] != "." and not (self.token == "|" and self.bars)
 
-    def signed(self) -> Any:
-        """{"+" | "-"} power"""
-        minus = False
-        while self.token in ("+", "-"):
-            minus ^= self.take() == "-"
-        value = self.power()
-        if minus:
-            return -value if isinstance(value, NUMBER) else apply("*", Fraction(-1), value)
-        return value
-
-    def power(self) -> Any:
-        """atom {"!" | "%" | "°"} [("^" | "**") signed]"""
-        self.depth += 1   # every way round the grammar passes here
-        if self.depth > MAX_DEPTH:
-            raise TooBig
-        value = self.atom()
-        while self.token in ("!", "%", "°"):
-            sign = self.take()
-            if sign == self.token:   # 5!! is not (5!)!
-                raise NotExpression
-            if sign != "°" or self.angle:
-                value = apply(sign, value)
-        if self.token in ("^", "**"):
-            self.take()
-            value = apply("^", value, self.signed())
-        self.depth -= 1
-        return value
-
     def atom(self) -> Any:
         """A number, a bracket, a command with its arguments or a letter."""
         token = self.take()
         name = token.lstrip("\\")
-        if token[:1].isdigit() or len(token) > 1 and token[0] == ".":
-            return self.based(token) if self.token == "_" else literal(token)
+        if "_{" in token and token[0].isdigit():   # 1112_3: digits and base stay as they are
+            return Group("base", tuple(map(literal, re.findall("[0-9]+", token))))
+        if token[0].isdigit() or len(token) > 1 and token[0] == ".":
+            return literal(token)
         if token in _CLOSING:
             return self.bracket(token)
         if token in _AROUND:
             op, close = _AROUND[token]
             self.bars += token == "|"
-            value = self.binary()
+            value = self.expression()
             self.bars -= self.take(close) == "|"
             return apply(op, value)
-        if name in ("frac", "binom", "dbinom", "tbinom"):
-            return apply("/" if name == "frac" else "choose", self.argument(), self.argument())
+        if name in _COMMANDS:
+            return _COMMANDS[name](self.argument(), self.argument())
         if name in ("sqrt", "√"):
-            degree: Any = Fraction(2)
-            if token == "\\sqrt" and self.token == "[":
-                self.take()
-                degree = self.binary()
-                self.take("]")
-            return real_root(self.argument() if token == "\\sqrt" else self.power(), degree)
+            return real_root(self.argument() if token == "\\sqrt" else self.expression(_SIGN), Fraction(2))
         if name in _CALLED:
             return self.function(name)
-        return _CONSTANTS[name] if name in _CONSTANTS and self.token != "_" else self.letter(token)
+        return _CONSTANTS[name] if name in _CONSTANTS else self.letter(token)
 
     def argument(self) -> Any:
         """What LaTeX gives to a command: a braced group, or else one digit, one letter or one command."""
         if self.token.isdigit():
             self.tokens[self.next:self.next + 1] = list(self.token)
-        return self.atom() if len(self.token) == 1 else self.power()
-
-    def based(self, token: str) -> Group:
-        """1112_3: digits and base stay as they are."""
-        self.take("_")
-        base = self.argument()
-        if not token.isdigit() or not isinstance(base, Fraction) or not 2 <= base <= 36 or int(max(token)) >= base:
-            raise NotExpression
-        return Group("base", (literal(token), base))
+        return self.atom() if len(self.token) == 1 else self.expression(_SIGN)
 
     def function(self, name: str) -> Any:
         """sin^2 x, log_2(8), sin 30°: the argument is a bracket, or else a product without brackets and functions."""
@@ -248,9 +217,9 @@ class _Parser:
         if self.token in ("(", "[", "{"):
             value = self.atom()
         else:
-            value = self.power()
+            value = self.expression(_SIGN)
             while self.starts_factor() and self.token not in ("(", "[", "|") and self.token.lstrip("\\") not in _CALLED:
-                value = apply("*", value, self.power())
+                value = apply("*", value, self.expression(_SIGN))
         self.angle -= 1
         if exponent == -1 and called in ("sin", "cos", "tan"):
             return apply("a" + called, value)
@@ -259,22 +228,11 @@ class _Parser:
 
     def letter(self, token: str) -> Any:
         """A variable with its subscript, or f(...)."""
-        name = token.lstrip("\\")
-        if not name[:1].isalpha() or name in _SEPARATORS or name == token and len(name.rstrip("'")) > 1:
+        name, _, index = token.partition("_")
+        if not name.lstrip("\\")[:1].isalpha() or name in _SEPARATORS or name[0] != "\\" and len(name.rstrip("'")) > 1:
             raise NotExpression
-        is_function = token[0] in "fghFG" or token[-1] == "'"
-        if self.token == "_":
-            start = self.next
-            self.take()
-            if self.take() == "{":
-                while self.take() != "}":
-                    pass
-            name += "".join(self.tokens[start:self.next]).replace("{", "").replace("}", "")
-        if is_function and self.tokens[self.next:self.next + 5] == ["^", "{", "-", "1", "}"]:
-            self.next += 5
-            name += "^-1"
-        if is_function and self.token == "(":
+        if (name[0] in "fghFG" or name[-1] == "'") and self.token == "(":
             args = self.bracket(self.take())
             args = args.items if isinstance(args, Group) else (args,)
-            return Node("call", (name, *(apply("*", Fraction(1), a) for a in args)))   # numbers only
-        return Node("var", (name,))
+            return Node("call", (token, *(apply("*", Fraction(1), a) for a in args)))   # numbers only
+        return Node("var", (token.lstrip("\\"),))
