@@ -43,8 +43,8 @@ class Node(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Several values: "()" a tuple, "[]" "(]" "[)" a list or interval, "{}" a set, "" a bare list, ":" a ratio, "matrix" rows
-    and each row, "base" digits and base, "∪" and "∖" two sets."""
+    """Several values: "()" a tuple, "[]" "(]" "[)" a list or interval, "{}" a set, "" a bare list, ":" a ratio, "matrix" and
+    "row", "base" digits and base, "∪" and "∖" two sets."""
 
     brackets: str
     items: tuple
@@ -83,9 +83,9 @@ def apply(op: str, *args: Any) -> Any:
         return Group(op, tuple(a if isinstance(a, Group) else Group("{}", (a,)) for a in args))
     if op == ":":
         return Group(op, args)
-    if op == "*" and any(isinstance(a, Group) and a.brackets == "matrix" for a in args):
-        left, right = args if isinstance(args[1], Group) else reversed(args)   # a number times a matrix
-        return Group("matrix", tuple(apply("*", left, item) for item in right.items))
+    matrix = next((a for a in args if isinstance(a, Group) and a.brackets in ("matrix", "row")), None)
+    if op == "*" and matrix:   # a number times all of its items
+        return Group(matrix.brackets, tuple(apply(op, *(item if a is matrix else a for a in args)) for item in matrix.items))
     if not all(isinstance(a, (*NUMBER, Node)) for a in args):
         raise NotExpression
     if any(isinstance(a, float) and math.isinf(a) for a in args):
@@ -174,12 +174,6 @@ def _factorial(value: Any) -> Any:
     return math.gamma(value + 1)
 
 
-def _choose(n: Any, k: Any) -> Any:
-    if all(isinstance(v, Fraction) and v.denominator == 1 and 0 <= v <= MAX_FACTORIAL for v in (n, k)):
-        return Fraction(math.comb(int(n), int(k)))
-    return _factorial(n) / (_factorial(k) * _factorial(n - k))
-
-
 def _function(name: str) -> Callable[[Any], Any]:
     """A function of `math`, or of `cmath` where the real one is not defined."""
     def apply_function(x: Any) -> Any:
@@ -201,5 +195,5 @@ FUNCTIONS = {name: _function(name) for name in "sin cos tan asin acos atan sinh 
 FUNCTIONS |= {name: lambda x, f=FUNCTIONS[of]: 1 / f(x) for name, of in [("sec", "cos"), ("csc", "sin"), ("cot", "tan")]}
 OPS: dict[str, Callable[..., Any]] = {
     "+": _sum, "-": lambda a, b: _sum(a, -b), "*": lambda a, b: a * b, "/": lambda a, b: a / b, "^": _power, "!": _factorial,
-    "%": _percent, "°": lambda x: x * (math.pi / 180), "choose": _choose, "abs": abs, "floor": _whole(math.floor),
+    "%": _percent, "°": lambda x: x * (math.pi / 180), "choose": lambda n, k: _factorial(n) / (_factorial(k) * _factorial(n - k)), "abs": abs, "floor": _whole(math.floor),
     "ceil": _whole(math.ceil), "lg": lambda x, base: FUNCTIONS["log"](x) / FUNCTIONS["log"](base), **FUNCTIONS}

@@ -87,7 +87,7 @@ class _Parser:
         if sum(map(len, rows)) > MAX_ITEMS:
             raise TooBig
         if opening == "⟦":
-            return Group("matrix", tuple(Group("matrix", tuple(row)) for row in rows))
+            return Group("matrix", tuple(Group("row", tuple(row)) for row in rows))
         if len(rows) > 1 and "," in between:
             rows = [[row[0] if len(row) == 1 else Group("()", tuple(row)) for row in rows]]
         items = tuple(item for row in rows for item in row)

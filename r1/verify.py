@@ -143,24 +143,21 @@ def parse(text: str, last: bool = False) -> Any:
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]{1,3}(?:\.[0-9]{3})+|-?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
 
 
-@lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> Any:
-    """The value of a gold answer as text: with or without delimiters and box, or prose that holds it."""
-    boxed = last_boxed(gold)
-    value = parse(gold if boxed is None else boxed, True)
-    if boxed is None and (isinstance(value, str) and " " in gold.strip() or len(gold) > MAX_SHORT):
-        found = extract(gold, loose=True)
-        other = parse(found, True) if found else None
-        value = value if other is None else other
-    return value
-
-
 def _gold_value(gold: Any) -> Any:
-    if isinstance(gold, str):
-        return _read_gold(gold)
+    """The value of a number, or of text with or without delimiters and box, or of prose that holds it."""
     if isinstance(gold, (int, Fraction)) and not isinstance(gold, bool):
         return Fraction(gold)
-    return parse(repr(gold)) if isinstance(gold, float) and math.isfinite(gold) else None
+    if isinstance(gold, float) and math.isfinite(gold):
+        gold = repr(gold)
+    if not isinstance(gold, str):
+        return None
+    boxed = last_boxed(gold)
+    value = parse(gold if boxed is None else boxed, True)
+    found = None
+    if boxed is None and (isinstance(value, str) and " " in gold.strip() or len(gold) > MAX_SHORT):
+        found = extract(gold, loose=True)
+    other = parse(found, True) if found else None
+    return value if other is None else other
 
 
 def is_gold(gold: Any) -> bool:
