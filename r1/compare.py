@@ -18,7 +18,9 @@ POINT_BITS = 1_024    # the same at a random point; beyond it, floats
 MAX_WORK = 1_200      # nodes evaluated, and pairs compared, in one verdict
 POINTS = 6            # random points at which two expressions must agree ...
 ENOUGH = 4            # ... and at how many of them both must be defined
+UNDEFINED = math.nan  # where an expression is not defined; it is close to nothing
 RELATIVE = 1e-9       # tolerance where a root or a function made a float
+MAX_MARKS = 24        # numbers in two sets of numbers
 
 
 class Comparison:
@@ -28,23 +30,25 @@ class Comparison:
     def __init__(self, places: int | None = None):
         self.places, self.work = places, MAX_WORK
 
-    def equal(self, gold: Any, value: Any) -> bool:
-        self.work -= 1
+    def spend(self, work: int = 1) -> None:
+        self.work -= work
         if self.work < 0:
             raise TooBig
-        if isinstance(gold, (Named, Relation)) and isinstance(value, (Named, Relation)):
-            if isinstance(gold, Named) and isinstance(value, Named) and not _other_name(gold.name, value.name):
-                return self.equal(gold.value, value.value)
-            left, right = _relation(gold), _relation(value)
-            if left is not None and right is not None:
-                return self._relations(left.pairs, right.pairs)
+
+    def equal(self, gold: Any, value: Any) -> bool:
+        self.spend()
+        if isinstance(gold, Named) and isinstance(value, Named) and (
+                gold.name == value.name or len(gold.name + value.name) > 2):   # x is not y; V may be V_1 or f(x)
+            return self.equal(gold.value, value.value)
+        if (left := _pairs(gold)) and (right := _pairs(value)):
+            return self._relations(left, right)
         gold, value = (v.value if isinstance(v, Named) else v for v in (gold, value))
         if isinstance(gold, Relation) and isinstance(value, Group):
             return self._sets(gold, value)
         if isinstance(gold, Group) and isinstance(value, Group):
             return self._groups(gold, value)
-        if isinstance(gold, Group) and gold.brackets == ":" and len(gold.items) == 2 and isinstance(value, Fraction):
-            return self.equal(apply("/", *gold.items), value)
+        if isinstance(gold, Group) and gold.brackets == ":" and all(isinstance(i, Fraction) for i in (*gold.items, value)):
+            gold = gold.items[0] / gold.items[1] if gold.items[1] else gold   # 7:32 may be 7/32
         if isinstance(gold, str) and isinstance(value, str):
             return gold == value
         gold, value = (math.e if v == "e" else v for v in (gold, value))   # the letter alone may be a choice
@@ -52,63 +56,56 @@ class Comparison:
             return self._numbers(gold, value)
         return isinstance(gold, (*NUMBER, Node)) and isinstance(value, (*NUMBER, Node)) and self._expressions(gold, value)
 
-    # ---- numbers
-
     def _numbers(self, gold: Any, value: Any) -> bool:
         """50% is 50 as well as 0.5."""
-        percent = [getattr(v, "percent", False) for v in (gold, value)]
-        return self._close(gold, value) or percent == [True, False] and self._close(gold * 100, value) or (
-            percent == [False, True] and self._close(gold, Written(value * 100, max(0, value.places - 2))))
-
-    def _close(self, gold: Any, value: Any) -> bool:
-        return close(gold, value) or _rounds_to(gold, value, self.places) or (
-            self.places is not None and _rounds_to(value, gold, self.places))
+        pairs = [(gold, value)]
+        percent = [getattr(v, "percent", False) for v in pairs[0]]
+        if percent == [True, False]:
+            pairs.append((gold * 100, value))
+        elif percent == [False, True]:
+            pairs.append((gold, Written(value * 100, max(0, value.places - 2))))
+        return any(close(g, v) or _rounds_to(g, v, self.places) or self.places is not None and _rounds_to(v, g, self.places)
+                   for g, v in pairs)
 
     # ---- expressions and relations, by their values at random points
 
-    def _at(self, node: Any, env: Callable[[str], Any]) -> Any:
-        self.work -= 1
-        if self.work < 0:
-            raise TooBig
+    def _value(self, node: Any, env: Callable[[str], Any]) -> Any:
+        self.spend()
         if not isinstance(node, Node):
             return node
         if node.op == "var":
             return env(node.args[0])
         if node.op == "call":   # an unknown function is another one at every point
             name, *args = node.args
-            self.work -= 4
-            values = [env(f"{name}()")] + [self._at(a, env) * env(f"{name}()#{i}") for i, a in enumerate(args)]
+            self.spend(4)
+            values = [env(f"{name}()")] + [self._value(a, env) * env(f"{name}()#{i}") for i, a in enumerate(args)]
             return exact(cmath.sin(sum(values)) + values[-1] * env(f"{name}()'"))
-        args = [self._at(a, env) for a in node.args]
+        args = [self._value(a, env) for a in node.args]
         try:
             value = apply(node.op, *args)
         except TooBig:
             value = apply(node.op, *(float(a) if isinstance(a, Fraction) else a for a in args))
         return float(value) if isinstance(value, Fraction) and bits(value) > POINT_BITS else value
 
-    def _values(self, gold: Any, value: Any) -> Iterator[tuple[Any, Any]]:
-        """The values of both at every random point at which both are defined. Raises ValueError where one alone is not."""
+    def _value_or_undefined(self, node: Any, env: Callable[[str], Any]) -> Any:
+        try:
+            return self._value(node, env)
+        except (ArithmeticError, ValueError):
+            return UNDEFINED
+
+    def _at_points(self, *nodes: Any) -> Iterator[list]:
+        """The values of all at every random point at which one of them is defined."""
         for k in range(POINTS):
-            found = []
-            for node in (gold, value):
-                try:
-                    found.append(self._at(node, lambda name, k=k: point(name, k)))
-                except (ArithmeticError, ValueError):
-                    found.append(None)
-            if (found[0] is None) != (found[1] is None):
-                raise ValueError("defined on one side only")
-            if found[0] is not None:
-                yield found[0], found[1]
+            values = [self._value_or_undefined(node, lambda name, k=k: point(name, k)) for node in nodes]
+            if any(value is not UNDEFINED for value in values):
+                yield values
 
     def _expressions(self, gold: Any, value: Any) -> bool:
         good = 0
-        try:
-            for left, right in self._values(gold, value):
-                if not close(left, right):
-                    return False
-                good += 1
-        except ValueError:
-            return False
+        for left, right in self._at_points(gold, value):
+            if not close(left, right):
+                return False
+            good += 1
         return good >= ENOUGH
 
     def _relations(self, gold: tuple, value: tuple) -> bool:
@@ -122,78 +119,58 @@ class Comparison:
         return not rest
 
     def _proportional(self, gold: Any, value: Any, any_sign: bool) -> bool:
-        ratios, seen = [], []
-        try:
-            for left, right in self._values(gold, value):
-                if left or right:   # a tautology is zero everywhere, and 1 / 0 raises
-                    ratios.append(left / right)
-                    seen.append(left)
-        except (ValueError, ArithmeticError):
+        try:   # a tautology is zero everywhere
+            seen = [(left, left / right) for left, right in self._at_points(gold, value) if left or right]
+        except ArithmeticError:
             return False
-        constant = all(close(seen[0], s) for s in seen)   # 1 < 2 says nothing
-        return (len(ratios) >= ENOUGH and all(r and close(ratios[0], r) for r in ratios) and not constant
-                and (any_sign or not isinstance(ratios[0], complex) and ratios[0] > 0))
+        first, ratio = seen[0] if len(seen) >= ENOUGH else (0, 0)
+        return (ratio != 0 and all(close(ratio, other) for _, other in seen)
+                and not all(close(first, left) for left, _ in seen)   # 1 < 2 says nothing
+                and (any_sign or not isinstance(ratio, complex) and ratio > 0))
 
     # ---- groups and sets of numbers
 
     def _groups(self, gold: Group, value: Group) -> bool:
-        if {gold.brackets, value.brackets} & {"∪", "∖"}:
+        kinds = {gold.brackets, value.brackets}
+        if kinds & {"∪", "∖"}:
             return self._sets(gold, value)
-        if gold.brackets == value.brackets == "matrix":
-            return len(gold.items) == len(value.items) and all(
-                len(g) == len(v) and all(map(self.equal, g, v)) for g, v in zip(gold.items, value.items))
-        names = [_names(gold), _names(value)]
-        if all(names) and sorted(names[0]) == sorted(names[1]):   # x=1, y=2 is y=2, x=1 and not x=2, y=1
-            order = [names[1].index(name) for name in names[0]]
-            value = Group(value.brackets, tuple(value.items[i] for i in order))
-        elif {gold.brackets, value.brackets} <= {"", "{}"} and not any(names):   # no order, and an item may be said twice
+        names, others = _names(gold), _names(value)
+        if names and sorted(names) == sorted(others):   # x=1, y=2 is y=2, x=1 and not x=2, y=1
+            value = Group(value.brackets, tuple(value.items[others.index(name)] for name in names))
+        elif kinds <= {"", "{}"} and not names and not others:   # no order, and an item may be said twice
             return (len(value.items) >= len(gold.items) and all(any(self.equal(g, v) for v in value.items) for g in gold.items)
                     and all(any(self.equal(g, v) for g in gold.items) for v in value.items))
-        return ((gold.brackets == value.brackets or {gold.brackets, value.brackets} == {"()", ""})
-                and len(gold.items) == len(value.items) and all(map(self.equal, gold.items, value.items)))
+        return ((len(kinds) == 1 or kinds == {"()", ""}) and len(gold.items) == len(value.items)
+                and all(map(self.equal, gold.items, value.items)))
 
     def _sets(self, gold: Any, value: Group) -> bool:
-        """Whether two sets of real numbers agree at all their ends, between them and outside."""
         try:
-            names = {n for _, diff in gold.pairs for n in names_in(diff)} if isinstance(gold, Relation) else {"x"}
-            ends = sorted({*(_ends(gold) if isinstance(gold, Group) else ()), *_ends(value)})
-            if len(names) != 1 or len(ends) > 24 or "()" in "".join(names):
-                return False
-            marks = [end for i, end in enumerate(ends) if i == 0 or not close(end, ends[i - 1])] or [Fraction(0)]
-            tests = [*marks, *((a + b) / 2 for a, b in zip(marks, marks[1:])), marks[0] - 1, marks[-1] + 1]
-            if isinstance(gold, Relation):   # what it is worth elsewhere is not known from its ends
-                tests += [end + d * (abs(end) + 1) for end in marks for d in (Fraction(-1, 10**6), Fraction(1, 10**6))]
-                tests += [marks[0] + point("set", k) * 3 ** (k % 9) for k in range(24)] + _suspects(gold)
-            return all(self._inside(gold, t, *names) == self._inside(value, t, *names) for t in tests)
+            return all(self._inside(gold, x) == self._inside(value, x) for x in _probes(gold, value))
         except (ArithmeticError, ValueError):
             return False
 
-    def _inside(self, numbers: Any, x: Any, name: str) -> bool:
+    def _inside(self, numbers: Any, x: Any) -> bool:
+        """Raises ValueError for what is no set of numbers."""
         if isinstance(numbers, Relation):
-            try:
-                return all(_holds(sign, self._at(diff, lambda _: x)) for sign, diff in numbers.pairs)
-            except (ArithmeticError, ValueError):   # not defined there
-                return False
+            return all(_holds(sign, self._value_or_undefined(diff, lambda _: x)) for sign, diff in numbers.pairs)
         kind, items = numbers
         if kind in ("∪", "∖"):
-            left, right = (self._inside(item, x, name) for item in items)
+            left, right = (self._inside(item, x) for item in items)
             return left or right if kind == "∪" else left and not right
+        if not all(isinstance(item, (Fraction, float)) for item in items):
+            raise ValueError("no number")
         if kind in ("{}", ""):
             return any(close(item, x) for item in items)
-        for side, end in zip(kind, items):
-            if close(end, x):
-                return side in "[]"
-        return items[0] < x < items[1]
+        low, high = items
+        if kind not in ("()", "(]", "[)", "[]") or low > high or low == high and kind != "[]" or any(
+                side in "[]" and math.isinf(end) for side, end in zip(kind, items)):
+            raise ValueError("no interval")
+        return next((side in "[]" for side, end in zip(kind, items) if close(end, x)), low < x < high)
 
 
 def equal(gold: Any, value: Any, places: int | None = None) -> bool:
     """Whether the parsed `value` answers the parsed `gold`. Raises TooBig where that takes too long to tell."""
     return Comparison(places).equal(gold, value)
-
-
-def roughly(left: Any, right: Any) -> bool:
-    """Whether right can be meant by left ≈ right."""
-    return not isinstance(left, NUMBER) or isinstance(right, NUMBER) and abs(left - right) <= abs(left) / 10
 
 
 def close(left: Any, right: Any) -> bool:
@@ -219,18 +196,14 @@ def _rounds_to(gold: Any, value: Any, places: int | None) -> bool:
     return abs(Fraction(gold) - value) * 2 * 10**given <= 1
 
 
-def _relation(value: Any) -> Relation | None:
+def _pairs(value: Any) -> tuple:
+    """A relation, or a name and its value, as pairs; () for what is neither."""
     if isinstance(value, Named):
         try:
-            return Relation((("=", apply("-", value.left, value.value)),))
+            return (("=", apply("-", value.left, value.value)),)
         except (NotExpression, ValueError):   # the value is no number
-            return None
-    return value
-
-
-def _other_name(gold: str, value: str) -> bool:
-    """x is not y; V may be V_1 or f(x)."""
-    return len(gold) == len(value) == 1 and gold != value
+            return ()
+    return value.pairs if isinstance(value, Relation) else ()
 
 
 def _names(group: Group) -> list[str]:
@@ -239,39 +212,33 @@ def _names(group: Group) -> list[str]:
     return names if len(names) == len(set(names)) == len(group.items) > 1 else []
 
 
-def _ends(numbers: Any) -> Iterator[Any]:
-    """The finite ends of intervals and members of sets. Raises ValueError for what is no set of numbers."""
-    if isinstance(numbers, Group) and numbers.brackets in ("∪", "∖"):
-        for item in numbers.items:
-            yield from _ends(item)
-        return
-    if not isinstance(numbers, Group) or not all(isinstance(i, (Fraction, float)) for i in numbers.items):
-        raise ValueError("no set of numbers")
-    kind, items = numbers
-    if kind not in ("{}", "") and not (len(kind) == len(items) == 2 and kind[0] in "([" and kind[1] in ")]" and (
-            items[0] < items[1] or kind == "[]" and items[0] == items[1])):
-        raise ValueError("no interval")
-    if "[" in kind and items[0] == -math.inf or "]" in kind and items[1] == math.inf:
-        raise ValueError("infinity is no member")
-    yield from (item for item in items if not math.isinf(item))
-
-
-def _suspects(relation: Relation) -> list[Fraction]:
-    """Where a single point may differ, as 3/2 in 2x-3≠0: the constants and their ratios."""
-    todo, found = [diff for _, diff in relation.pairs], {Fraction(1)}
-    while todo:
-        each = todo.pop()
-        todo += each.args if isinstance(each, Node) else ()
-        if isinstance(each, Fraction) and each:
-            found.add(abs(Fraction(each)))
-    found = sorted(found)[:6]
-    return [Fraction(0), *(sign * a / b for a in found for b in found for sign in (1, -1) if a != b or a == 1)]
+def _probes(gold: Any, value: Any) -> list:
+    """Where two sets of real numbers may differ: at all the numbers in them, between these and outside; for a relation also
+    near and far from them, and at their ratios, as 3/2 in 2x-3≠0, for what it is worth elsewhere is not known."""
+    parts = [gold, value]
+    for part in parts:   # it grows
+        parts += part if isinstance(part, tuple) else ()
+    marks = sorted({p for p in parts if isinstance(p, (Fraction, float)) and not math.isinf(p)}) or [Fraction(0)]
+    tests = [*marks, *((a + b) / 2 for a, b in zip(marks, marks[1:])), marks[0] - 1, marks[-1] + 1]
+    if isinstance(gold, Relation):
+        names = {part.args[0] + "()" * (part.op == "call") for part in parts if isinstance(part, Node) and part.op in ("var", "call")}
+        few = sorted({abs(mark) for mark in marks} - {0} | {Fraction(1)})[:6]
+        tests += [Fraction(0), *(sign * a / b for a in few for b in few for sign in (1, -1) if a != b or a == 1)]
+        tests += [mark + d * (abs(mark) + 1) for mark in marks for d in (Fraction(-1, 10**6), Fraction(1, 10**6))]
+        tests += [marks[0] + point("set", k) * 3 ** k for k in range(12)]
+        if len(names) != 1 or "()" in "".join(names):
+            raise ValueError("not one variable")
+    if len(marks) > MAX_MARKS:
+        raise ValueError("too many to compare")
+    return tests
 
 
 def _holds(sign: str, diff: Any) -> bool:
+    if diff == 0:
+        return sign in "=≤"
     if sign in "=≠":
-        return (diff == 0) == (sign == "=")
-    return not isinstance(diff, complex) and (diff < 0 or sign == "≤" and diff == 0)
+        return sign == "≠" and diff is not UNDEFINED
+    return not isinstance(diff, complex) and diff < 0
 
 
 @lru_cache(maxsize=4096)
@@ -280,13 +247,3 @@ def point(name: str, k: int) -> Fraction:
     drawn = zlib.crc32(f"{name}|{k}".encode("utf-8", "surrogatepass"))
     value = Fraction(23 + drawn % 98, (41, 43, 47)[drawn // 98 % 3])
     return -value if k % 2 and drawn >> 20 & 1 else value
-
-
-def names_in(node: Any) -> Iterator[str]:
-    """The variables, and "f()" for an unknown function."""
-    todo = [node]
-    while todo:
-        if isinstance(each := todo.pop(), Node):
-            if each.op in ("var", "call"):
-                yield each.args[0] + ("()" if each.op == "call" else "")
-            todo += each.args

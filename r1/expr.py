@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 MAX_DIGITS = 1_200    # of a number as written
 MAX_BITS = 4_096      # of the numerator or denominator of an exact result
 MAX_FACTORIAL = 400
+MAX_DEGREE = 64       # of a root that may be exact
 NOISE = 1e-13         # a sum that cancels to less than this share of its terms is zero
 INFINITY = math.inf
 
@@ -42,8 +43,8 @@ class Node(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Several values: "()" a tuple, "[]" "(]" "[)" a list or interval, "{}" a set, "" a bare list, ":" a ratio,
-    "matrix" its rows, "base" digits and base, "∪" and "∖" two sets."""
+    """Several values: "()" a tuple, "[]" "(]" "[)" a list or interval, "{}" a set, "" a bare list, ":" a ratio, "matrix" and
+    "row", "base" digits and base, "∪" and "∖" two sets."""
 
     brackets: str
     items: tuple
@@ -78,9 +79,13 @@ NUMBER = (Fraction, float, complex)
 
 def apply(op: str, *args: Any) -> Any:
     """A number, or a Node where an argument has a free variable. Raises NotExpression, TooBig, ArithmeticError, ValueError."""
-    if op == "*" and any(isinstance(a, Group) and a.brackets == "matrix" for a in args):
-        left, right = args if isinstance(args[1], Group) else reversed(args)   # a number times a matrix
-        return Group("matrix", tuple(tuple(apply("*", left, cell) for cell in row) for row in right.items))
+    if op in ("∪", "∖"):
+        return Group(op, tuple(a if isinstance(a, Group) else Group("{}", (a,)) for a in args))
+    if op == ":":
+        return Group(op, args)
+    matrix = next((a for a in args if isinstance(a, Group) and a.brackets in ("matrix", "row")), None)
+    if op == "*" and matrix:   # a number times all of its items
+        return Group(matrix.brackets, tuple(apply(op, *(item if a is matrix else a for a in args)) for item in matrix.items))
     if not all(isinstance(a, (*NUMBER, Node)) for a in args):
         raise NotExpression
     if any(isinstance(a, float) and math.isinf(a) for a in args):
@@ -105,17 +110,6 @@ def literal(token: str) -> Fraction:
     return Written(exact(Fraction(token)), max(0, len(mantissa.partition(".")[2]) - int(exponent or 0)))
 
 
-def percent(value: Any) -> Any:
-    if not isinstance(value, Fraction):
-        return apply("/", value, Fraction(100))
-    places = getattr(value, "places", 0)
-    return Written(value / 100, places + 2 if places else 0, percent=True)
-
-
-def negative(value: Any) -> Any:
-    return -value if isinstance(value, NUMBER) else apply("*", Fraction(-1), value)
-
-
 def bits(value: Fraction) -> int:
     return max(value.numerator.bit_length(), value.denominator.bit_length())
 
@@ -138,13 +132,18 @@ def _sum(left: Any, right: Any) -> Any:
     return 0.0 if not isinstance(total, Fraction) and abs(total) <= NOISE * abs(left) else total
 
 
+def _percent(value: Any) -> Any:
+    places = getattr(value, "places", 0)
+    return Written(value / 100, places + 2 if places else 0, percent=True) if isinstance(value, Fraction) else value / 100
+
+
 def _power(base: Any, exponent: Any) -> Any:
     if base == exponent == 0:
         raise ValueError("0^0")
     if not isinstance(base, Fraction) or not isinstance(exponent, Fraction):
         return (base if isinstance(base, complex) else float(base)) ** exponent
     if exponent.denominator > 1:
-        root = real_root(base, Fraction(exponent.denominator)) if base >= 0 and exponent.denominator <= 64 else 0.0
+        root = real_root(base, exponent.denominator) if base >= 0 and exponent.denominator <= MAX_DEGREE else 0.0
         return _power(root, Fraction(exponent.numerator)) if isinstance(root, Fraction) else float(base) ** float(exponent)
     if abs(base) == 1:   # also to a huge power
         return base if exponent % 2 else Fraction(1)
@@ -155,17 +154,16 @@ def _power(base: Any, exponent: Any) -> Any:
 
 def real_root(value: Any, degree: Any) -> Any:
     """The real root where there is one, exact where it is rational."""
-    if not isinstance(value, Fraction) or not isinstance(degree, Fraction) or degree.denominator > 1 or not 2 <= degree <= 64:
+    if not isinstance(value, Fraction) or degree not in range(2, MAX_DEGREE + 1):
         return apply("^", value, apply("/", Fraction(1), degree))
-    n = int(degree)
-    if value < 0 and n % 2:
+    if value < 0 and degree % 2:
         return -real_root(-value, degree)
+    n = int(degree)
     if value >= 0:
-        root = Fraction(*(math.isqrt(p) if n == 2 else round(p ** (1 / n)) if p.bit_length() < 1000 else 1
-                          for p in (value.numerator, value.denominator)))
-        if bits(root) * n <= 2 * MAX_BITS and root ** n == value:
+        root = Fraction(*(math.isqrt(p) if n == 2 else round(p ** (1 / n)) for p in value.as_integer_ratio()))
+        if root ** n == value:
             return root
-    return (float(value) if value >= 0 else complex(value)) ** (1 / n)
+    return float(value) ** (1 / n)
 
 
 def _factorial(value: Any) -> Any:
@@ -174,12 +172,6 @@ def _factorial(value: Any) -> Any:
             raise TooBig
         return Fraction(math.factorial(int(value)))
     return math.gamma(value + 1)
-
-
-def _choose(n: Any, k: Any) -> Any:
-    if all(isinstance(v, Fraction) and v.denominator == 1 and 0 <= v <= MAX_FACTORIAL for v in (n, k)):
-        return Fraction(math.comb(int(n), int(k)))
-    return _factorial(n) / (_factorial(k) * _factorial(n - k))
 
 
 def _function(name: str) -> Callable[[Any], Any]:
@@ -199,7 +191,9 @@ def _whole(rounded: Callable[[Any], int]) -> Callable[[Any], Fraction]:
     return lambda x: Fraction(round(x) if isinstance(x, float) and math.isclose(x, round(x), rel_tol=NOISE) else rounded(x))
 
 
-FUNCTIONS = ("sin", "cos", "tan", "asin", "acos", "atan", "sinh", "cosh", "tanh", "log", "exp")
+FUNCTIONS = {name: _function(name) for name in "sin cos tan asin acos atan sinh cosh tanh log exp".split()}
+FUNCTIONS |= {name: lambda x, f=FUNCTIONS[of]: 1 / f(x) for name, of in [("sec", "cos"), ("csc", "sin"), ("cot", "tan")]}
 OPS: dict[str, Callable[..., Any]] = {
     "+": _sum, "-": lambda a, b: _sum(a, -b), "*": lambda a, b: a * b, "/": lambda a, b: a / b, "^": _power, "!": _factorial,
-    "choose": _choose, "abs": abs, "floor": _whole(math.floor), "ceil": _whole(math.ceil), **{f: _function(f) for f in FUNCTIONS}}
+    "%": _percent, "°": lambda x: x * (math.pi / 180), "choose": lambda n, k: _factorial(n) / (_factorial(k) * _factorial(n - k)), "abs": abs, "floor": _whole(math.floor),
+    "ceil": _whole(math.ceil), "lg": lambda x, base: FUNCTIONS["log"](x) / FUNCTIONS["log"](base), **FUNCTIONS}

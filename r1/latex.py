@@ -5,48 +5,59 @@ from __future__ import annotations
 import math
 import re
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
-from r1.compare import Comparison, roughly
-from r1.expr import (FUNCTIONS, INFINITY, Group, Named, Node, NotExpression, Relation, TooBig, apply, literal, negative, percent,
-                     real_root)
+from r1.compare import Comparison
+from r1.expr import FUNCTIONS, INFINITY, NUMBER, Group, Named, Node, NotExpression, Relation, TooBig, apply, literal, real_root
 
 MAX_TOKENS = 400
-MAX_ITEMS = 64        # of a tuple, list or set
-MAX_DEPTH = 40        # of brackets, fractions, roots and powers
+MAX_ITEMS = 64        # of a tuple, list, set or matrix
+MAX_DEPTH = 60        # of brackets, fractions, roots, signs and operators that bind more and more
 
-
-_TOKEN = re.compile(r"[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*|\*\*|\\[{}]|\S")
-_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_(?:[0-9A-Za-z]|\{[^{}]*\}))?"
+_TOKEN = re.compile(r"[0-9]+_\{[0-9]+\}|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*(?:(?<!log)_\{[^{}]*\})?|\\[{}]|\S")
+_PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_\{[^{}]*\})?"
 _NAME = re.compile(r"{0}(?:/{0}|(?::{0})+)?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|"
                    r"\|(?![a-z]\|){0}+\|".format(_PART))   # also A/B, A:B, f^-1(x), (x,y), |AB|
-_PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?")   # letters that are no word
-_CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",)}
+_PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?'*(?:_.*)?")   # letters that are no word
+_CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",), "⟦": ("⟧",), "": ("",)}   # "" is the whole text
 _AROUND = {"|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")}
-_RELATIONS = {"=": "=", "≠": "≠", "<": "<", "≤": "≤", ">": "<", "≥": "≤", "∈": "∈", "≈": "≈"}
-_SEPARATORS = {",", ";", "and", "or"}
+_SEPARATORS = {",", ";", "and", "or", "&", "¶"}
+_RELATIONS = set("=≠<≤>≥∈≈")
+_TURNED = {">": "<", "≥": "≤"}
+_TIMES, _SIGN = 4, 5   # how strongly a product and a sign before a value bind
+_STRENGTH = {"∪": 1, "∖": 1, ":": 2, "+": 3, "-": 3, "*": _TIMES, "/": _TIMES, "^": 6}
 _CALLED = {name: name for name in FUNCTIONS} | {
-    "ln": "log", "lg": "lg", "log": "lg", "arcsin": "asin", "arccos": "acos", "arctan": "atan"} | {
-    "sec": "cos", "csc": "sin", "cot": "tan"}
-_INVERSE = {"sec", "csc", "cot"}
-_STOPS = {"", "\\}", "**", "\\rfloor", "\\rceil", *")]}+-*/^!%°'_:&¶⟧±∓∪∖…"} | _SEPARATORS | set(_RELATIONS)
+    "ln": "log", "lg": "lg", "log": "lg", "arcsin": "asin", "arccos": "acos", "arctan": "atan"}
+_COMMANDS = {"frac": partial(apply, "/"), "binom": partial(apply, "choose"), "root": lambda degree, value: real_root(value, degree)}
+_CONSTANTS = {"pi": math.pi, "e": math.e, "i": 1j, "∞": INFINITY}
+_STOPS = {"", "\\}", "\\rfloor", "\\rceil", *")]}+-*/^!%°'_:⟧∪∖…"} | _SEPARATORS | _RELATIONS
 
 
 def value_of(text: str, last: bool = False) -> Any:
-    """The value of an expression in the spelling of `normal` and `bare`. A chain of values after a name is one value only
-    if all its members are equal, or with `last` its last one. Raises NotExpression, TooBig, ArithmeticError or ValueError."""
-    if len(_TOKEN.findall(text)) > MAX_TOKENS:
-        raise TooBig
-    return _Parser(text, last).whole()
+    """The value of an expression in the spelling of `normal` and `bare`; one with ± is two, read twice. A chain of values
+    after a name is one value only if all its members are equal, or with `last` its last one. Raises NotExpression, TooBig,
+    ArithmeticError or ValueError."""
+    if not {"±", "∓"} & set(text):
+        return _Parser(text, last).bracket("")
+    both = [_Parser(text.translate(str.maketrans("±∓", signs)), last).bracket("") for signs in ("+-", "-+")]
+    both = [v if isinstance(v, Group) and v.brackets in ("", "{}") else Group("", (v,)) for v in both]
+    return Group(both[0].brackets, both[0].items + both[1].items)
 
 
 class _Parser:
     """Recursive descent over the tokens; every method reads on from `self.next`."""
 
     def __init__(self, text: str, last: bool):
-        self.tokens = [*_TOKEN.findall(text), ""]   # "" is the end
+        self.tokens: list[str] = []
+        for token in (found := _TOKEN.findall(text)):
+            product = _PRODUCT.fullmatch(token) and token not in _CALLED and token not in _CONSTANTS
+            self.tokens += re.findall("[A-Za-z]'*(?:_.*)?", token) if product else [token]
+        self.tokens.append("")   # the end
         self.next = self.depth = self.bars = self.angle = 0
-        self.last, self.sign = last, 0              # sign: what ± means in this reading, 0 outside an item
+        self.last = last
+        if len(found) > MAX_TOKENS:
+            raise TooBig
 
     @property
     def token(self) -> str:
@@ -59,69 +70,56 @@ class _Parser:
         self.next += bool(token)
         return token
 
-    def whole(self) -> Any:
-        items = self.items()
-        self.take("")
-        return items[0] if len(items) == 1 else Group("", items)
-
-    def items(self) -> tuple:
-        """item {("," | ";" | "and" | "or") item}; "a,b;c,d" is a list of tuples."""
+    def bracket(self, opening: str) -> Any:
+        """statement {separator statement} and the closing bracket; "a,b;c,d" is a list of tuples, "a&b¶c&d" a matrix."""
         rows: list[list] = [[]]
         between = set()
-        while True:
-            rows[-1] += self.item()
-            if sum(map(len, rows)) > MAX_ITEMS:
-                raise TooBig
-            if self.token not in _SEPARATORS:
-                break
+        if (opening, self.token) != ("\\{", "\\}"):
+            rows[0].append(self.statement())
+        while self.token in _SEPARATORS:
             while self.token in _SEPARATORS:
                 between.add(separator := self.take())
-            if separator == ";":
+            if separator in (";", "¶"):
                 rows.append([])
+            rows[-1].append(self.statement())
+        kind = "" if opening == "{" else opening[-1:] + self.token[-1:]
+        self.take(*_CLOSING[opening])
+        if sum(map(len, rows)) > MAX_ITEMS:
+            raise TooBig
+        if opening == "⟦":
+            return Group("matrix", tuple(Group("row", tuple(row)) for row in rows))
         if len(rows) > 1 and "," in between:
-            return tuple(row[0] if len(row) == 1 else Group("()", tuple(row)) for row in rows)
-        return tuple(item for row in rows for item in row)
-
-    def item(self) -> list:
-        """A statement; one with ± is two, read twice."""
-        if self.sign:
-            return [self.statement()]
-        start, found = self.next, []
-        for self.sign in (1, -1):
-            self.next = start
-            found.append(self.statement())
-            if not {"±", "∓"} & set(self.tokens[start:self.next]):
-                break
-        self.sign = 0
-        if len(found) == 2 and all(isinstance(f, Group) and f.brackets == "{}" for f in found):
-            return [Group("{}", found[0].items + found[1].items)]
-        return found
+            rows = [[row[0] if len(row) == 1 else Group("()", tuple(row)) for row in rows]]
+        items = tuple(item for row in rows for item in row)
+        return items[0] if len(items) == 1 else Group(kind, items)
 
     def statement(self) -> Any:
-        """sets {relation sets}"""
+        """expression {relation expression}"""
         parts, names, signs = [], [], []
         while True:
             start = self.next
-            parts.append(self.sets())
+            parts.append(self.expression())
             text = "".join(self.tokens[start:self.next])
             names.append(text if _NAME.fullmatch(text) else "")
             if self.token not in _RELATIONS:
                 break
             signs.append(self.take())
-        if "≈" in signs:   # 1/3 ≈ 0.33 is 1/3, x ≈ 11 is 11
-            cut = signs.index("≈")
-            if cut == 0 and names[0]:
-                signs[0], cut = "=", signs.index("≈", 1) if "≈" in signs[1:] else len(signs)
-            if not (self.last and any(names)) and cut < len(signs) and not roughly(parts[cut], parts[cut + 1]):
-                raise NotExpression   # 2 ≈ 3
-            parts, names, signs = parts[:cut + 1], names[:cut + 1], signs[:cut]
+        if signs[:1] == ["≈"] and names[0]:   # x ≈ 11 is 11
+            signs[0] = "="
+        if "≈" in signs:                      # 1/3 ≈ 0.33 is 1/3, and 2 ≈ 3 is nothing
+            cut = signs.index("≈") + 1
+            left, right = parts[cut - 1:cut + 1]
+            roughly = not isinstance(left, NUMBER) or isinstance(right, NUMBER) and abs(left - right) <= abs(left) / 10
+            if not roughly and not (self.last and any(names)):
+                raise NotExpression
+            parts, names, signs = parts[:cut], names[:cut], signs[:cut - 1]
         if not signs:
             return parts[0]
         if set(signs) == {"="} or signs == ["∈"] and names[0]:
             return self.equation(parts, names)
         if "∈" in signs:
             raise NotExpression
-        pairs = [(_RELATIONS[s], a, b) if s not in ">≥" else (_RELATIONS[s], b, a) for s, a, b in zip(signs, parts, parts[1:])]
+        pairs = [(_TURNED[s], b, a) if s in _TURNED else (s, a, b) for s, a, b in zip(signs, parts, parts[1:])]
         found = tuple((s, apply("-", a, b)) for s, a, b in pairs if not (s in "<≤" and (a == -INFINITY or b == INFINITY)))
         if not found or not all(isinstance(diff, Node) for _, diff in found):
             raise NotExpression
@@ -129,61 +127,46 @@ class _Parser:
 
     def equation(self, parts: list, names: list) -> Any:
         """A name and its value, or an equation of two sides."""
-        named = next((i for i, name in enumerate(names) if name), None)
-        if named is None and len(parts) == 2 and any(isinstance(p, Node) for p in parts):
+        if not any(names) and len(parts) == 2 and any(isinstance(p, Node) for p in parts):
             return Relation((("=", apply("-", *parts)),))
-        values = [p for p, name in zip(parts, names) if not name] or parts[1:]
+        first, *more = [p for p, name in zip(parts, names) if not name] or parts[1:]
+        value = more[-1] if more else first
         same = Comparison().equal   # one budget for the chain
-        if not all(same(values[0], value) for value in values[1:]):
-            definitions = not isinstance(values[-1], Node) and all(isinstance(v, Node) for v in values[:-1])   # A = πr² = 9π
-            if named is None or not self.last and not definitions:
+        if not all(same(first, each) for each in more):
+            definition = not isinstance(value, Node) and all(isinstance(v, Node) for v in (first, *more[:-1]))   # A = πr² = 9π
+            if not any(names) or not self.last and not definition:
                 raise NotExpression   # a hedge: x = 1 = 2
-            values = values[-1:]
-        if named is None:
-            return values[-1]
-        left, value = parts[named], values[-1]
-        if isinstance(left, Group) and isinstance(value, Group) and left.brackets == "()" and len(left.items) == len(value.items):
-            inner = names[named][1:-1].split(",")   # (x,y) = (1,2)
-            if len(inner) == len(value.items):
-                return Group(value.brackets, tuple(map(Named, inner, left.items, value.items)))
-        return Named(names[named], left, value)
+        if not any(names):
+            return value
+        left, name = next((part, name) for part, name in zip(parts, names) if name)
+        inner = name[1:-1].split(",")   # (x,y) = (1,2)
+        if isinstance(left, Group) and isinstance(value, Group) and len(left.items) == len(value.items) == len(inner):
+            return Group(value.brackets, tuple(map(Named, inner, left.items, value.items)))
+        return Named(name, left, value)
 
-    def sets(self) -> Any:
-        """ratio {("∪" | "∖") ratio}"""
-        value = self.ratio()
-        while self.token in ("∪", "∖"):
-            sign, pair = self.take(), (value, self.ratio())
-            value = Group(sign, tuple(v if isinstance(v, Group) else Group("{}", (v,)) for v in pair))
-        return value
-
-    def ratio(self) -> Any:
-        """sum {":" sum}"""
-        parts = [self.sum()]
-        while self.token == ":":
-            self.take()
-            parts.append(self.sum())
-        return parts[0] if len(parts) == 1 else Group(":", tuple(parts))
-
-    def sum(self) -> Any:
-        """product {("+" | "-" | "±") product}"""
-        value = self.product()
-        while self.token in ("+", "-", "±", "∓"):
-            value = apply(self.plus_or_minus(), value, self.product())
-        return value
-
-    def plus_or_minus(self) -> str:
-        token = self.take()
-        return token if token in "+-" else "+" if (token == "±") == (self.sign > 0) else "-"
-
-    def product(self) -> Any:
-        """signed {("*" | "/") signed | power}, where a bare power starts with no number"""
-        value = self.signed()
+    def expression(self, strength: int = 0) -> Any:
+        """Operands with the operators between them that bind more strongly than `strength`."""
+        self.depth += 1   # every way round the grammar passes here
+        if self.depth > MAX_DEPTH:
+            raise TooBig
+        minus = False
+        while self.token in ("+", "-"):
+            minus ^= self.take() == "-"
+        value = self.expression(_SIGN) if minus else self.atom()
+        if minus:
+            value = -value if isinstance(value, NUMBER) else apply("*", Fraction(-1), value)
         while True:
-            if self.token in ("*", "/"):
-                value = apply(self.take(), value, self.signed())
-            elif self.starts_factor():
-                value = apply("*", value, self.power())
+            sign = self.token
+            if sign in ("!", "%", "°"):
+                if self.take() == self.token:   # 5!! is not (5!)!
+                    raise NotExpression
+                value = value if sign == "°" and not self.angle else apply(sign, value)
+            elif _STRENGTH.get(sign, 0) > strength:
+                value = apply(self.take(), value, self.expression(min(_STRENGTH[sign], _SIGN)))
+            elif strength < _TIMES and self.starts_factor():
+                value = apply("*", value, self.expression(_SIGN))
             else:
+                self.depth -= 1
                 return value
 
     def starts_factor(self) -> bool:
@@ -191,93 +174,39 @@ class _Parser:
             return self.tokens[self.next - 1] == "!"
         return self.token not in _STOPS and self.token[0] != "." and not (self.token == "|" and self.bars)
 
-    def signed(self) -> Any:
-        """{"+" | "-" | "±"} power"""
-        minus = False
-        while self.token in ("+", "-", "±", "∓"):
-            minus ^= self.plus_or_minus() == "-"
-        value = self.power()
-        return negative(value) if minus else value
-
-    def power(self) -> Any:
-        """atom {"!" | "%" | "°"} [("^" | "**") signed]"""
-        self.depth += 1   # every way round the grammar passes here
-        if self.depth > MAX_DEPTH:
-            raise TooBig
-        value = self.atom()
-        while self.token in ("!", "%", "°"):
-            sign = self.take()
-            if sign == self.token:   # 5!! is not (5!)!
-                raise NotExpression
-            if sign == "°":
-                value = apply("*", value, math.pi / 180) if self.angle else value
-            else:
-                value = apply("!", value) if sign == "!" else percent(value)
-        if self.token in ("^", "**"):
-            self.take()
-            value = apply("^", value, self.signed())
-        self.depth -= 1
-        return value
-
     def atom(self) -> Any:
         """A number, a bracket, a command with its arguments or a letter."""
         token = self.take()
-        if token[:1].isdigit() or len(token) > 1 and token[0] == ".":
-            return self.based(token) if self.token == "_" else literal(token)
+        name = token.lstrip("\\")
+        if "_{" in token and token[0].isdigit():   # 1112_3: digits and base stay as they are
+            return Group("base", tuple(map(literal, re.findall("[0-9]+", token))))
+        if token[0].isdigit() or len(token) > 1 and token[0] == ".":
+            return literal(token)
         if token in _CLOSING:
             return self.bracket(token)
         if token in _AROUND:
             op, close = _AROUND[token]
             self.bars += token == "|"
-            value = self.sum()
+            value = self.expression()
             self.bars -= self.take(close) == "|"
             return apply(op, value)
-        if token == "⟦":
-            return self.matrix()
-        if token == "∞":
-            return INFINITY
-        if token == "√":
-            return real_root(self.power(), Fraction(2))
-        name = token.lstrip("\\")
-        if name in ("frac", "binom", "dbinom", "tbinom"):
-            return apply("/" if name == "frac" else "choose", self.argument(), self.argument())
-        if name == "sqrt":
-            degree: Any = Fraction(2)
-            if token[0] == "\\" and self.token == "[":
-                self.take()
-                degree = self.sum()
-                self.take("]")
-            return real_root(self.argument() if token[0] == "\\" else self.power(), degree)
+        if name in _COMMANDS:
+            return _COMMANDS[name](self.argument(), self.argument())
+        if name in ("sqrt", "√"):
+            return real_root(self.argument() if token == "\\sqrt" else self.expression(_SIGN), Fraction(2))
         if name in _CALLED:
             return self.function(name)
-        if name == "pi":
-            return math.pi
-        if not name[:1].isalpha() or name in _SEPARATORS:
-            raise NotExpression
-        return self.letter(token)
+        return _CONSTANTS[name] if name in _CONSTANTS else self.letter(token)
 
-    def bracket(self, token: str) -> Any:
-        bars, self.bars = self.bars, 0
-        items = () if token == "\\{" and self.token == "\\}" else self.items()
-        close = self.take(*_CLOSING[token])
-        self.bars = bars
-        if len(items) == 1:
-            return items[0]
-        return Group({"{": "", "\\{": "{}"}.get(token, token[-1] + close[-1]), items)
-
-    def matrix(self) -> Group:
-        """row {"¶" row} ["¶"], where a row is sum {"&" sum}"""
-        rows: list[tuple] = [()]
-        while True:
-            rows[-1] += (self.sum(),)
-            if (sign := self.take("&", "¶", "⟧")) == "¶" and self.token != "⟧":
-                rows.append(())
-            elif sign == "⟧" or sign == "¶" and self.take():
-                return Group("matrix", tuple(rows))
+    def argument(self) -> Any:
+        """What LaTeX gives to a command: a braced group, or else one digit, one letter or one command."""
+        if self.token.isdigit():
+            self.tokens[self.next:self.next + 1] = list(self.token)
+        return self.atom() if len(self.token) == 1 else self.expression(_SIGN)
 
     def function(self, name: str) -> Any:
         """sin^2 x, log_2(8), sin 30°: the argument is a bracket, or else a product without brackets and functions."""
-        base = exponent = None
+        called, base, exponent = _CALLED[name], Fraction(10), None
         if self.token == "_" and name == "log":
             self.take()
             base = self.argument()
@@ -288,61 +217,22 @@ class _Parser:
         if self.token in ("(", "[", "{"):
             value = self.atom()
         else:
-            value = self.power()
+            value = self.expression(_SIGN)
             while self.starts_factor() and self.token not in ("(", "[", "|") and self.token.lstrip("\\") not in _CALLED:
-                value = apply("*", value, self.power())
+                value = apply("*", value, self.expression(_SIGN))
         self.angle -= 1
-        called = _CALLED[name]
-        if exponent == -1 and called in ("sin", "cos", "tan") and name not in _INVERSE:
+        if exponent == -1 and called in ("sin", "cos", "tan"):
             return apply("a" + called, value)
-        value = apply("log" if called == "lg" else called, value)
-        if called == "lg":
-            value = apply("/", value, apply("log", Fraction(10) if base is None else base))
-        value = apply("/", Fraction(1), value) if name in _INVERSE else value
+        value = apply(called, value, base) if called == "lg" else apply(called, value)
         return value if exponent is None else apply("^", value, exponent)
 
     def letter(self, token: str) -> Any:
-        """A variable, e, i, or f(...); letters in a row are a product unless they are a word."""
-        if token[0] != "\\" and len(token.rstrip("'")) > 1:
-            if not _PRODUCT.fullmatch(token.rstrip("'")):
-                raise NotExpression
-            self.tokens[self.next - 1:self.next] = token[0], token[1:]
-            token = token[0]
-        elif self.token == "_":
-            self.take()
-            token += "_" + self.subscript()
-        if token in ("f", "g", "h", "F", "G") or token[-1] == "'" or token[0] in "fghFG" and "_" in token:
-            if self.tokens[self.next:self.next + 5] == ["^", "{", "-", "1", "}"]:
-                self.next += 5
-                token += "^-1"
-            if self.token == "(":
-                self.take()
-                args = self.items()
-                self.take(")")
-                return Node("call", (token, *(apply("*", Fraction(1), a) for a in args)))   # numbers only
-        return {"e": math.e, "i": 1j}.get(token) or Node("var", (token.lstrip("\\"),))
-
-    def subscript(self) -> str:
-        if self.token != "{":
-            return self.take()
-        start = self.next
-        while self.take() != "}":
-            pass
-        return "".join(self.tokens[start + 1:self.next - 1])
-
-    def based(self, token: str) -> Group:
-        """1112_3: digits and base stay as they are."""
-        self.take()
-        base = self.argument()
-        if not token.isdigit() or not isinstance(base, Fraction) or not 2 <= base <= 36 or int(max(token)) >= base:
+        """A variable with its subscript, or f(...)."""
+        name, _, index = token.partition("_")
+        if not name.lstrip("\\")[:1].isalpha() or name in _SEPARATORS or name[0] != "\\" and len(name.rstrip("'")) > 1:
             raise NotExpression
-        return Group("base", (literal(token), base))
-
-    def argument(self) -> Any:
-        """What LaTeX gives to a command: a braced group, or else one digit, one letter or one command."""
-        token = self.token
-        if len(token) > 1 and (token.isdigit() or token.isalpha() and token not in _CALLED and token not in ("pi", "sqrt")):
-            self.tokens[self.next:self.next + 1] = token[0], token[1:]
-            self.next += 1
-            return Fraction(int(token[0])) if token.isdigit() else Node("var", (token[0],))
-        return self.atom() if token == "{" else self.power()
+        if (name[0] in "fghFG" or name[-1] == "'") and self.token == "(":
+            args = self.bracket(self.take())
+            args = args.items if isinstance(args, Group) else (args,)
+            return Node("call", (token, *(apply("*", Fraction(1), a) for a in args)))   # numbers only
+        return Node("var", (token.lstrip("\\"),))

@@ -18,30 +18,23 @@ _CHARS = str.maketrans({
 })
 
 
-def _commands(spelling: str) -> list[tuple[str, str]]:
-    """"≤ le leq" is two rewrites of a command to a sign."""
-    sign, *names = spelling.split()
-    return [(r"\\(?:%s)(?![A-Za-z])" % "|".join(names), sign + " ")]
-
-
+_SIGNS = {
+    "*": "times cdot ast", "/": "div", "∈": "in", "≤": "le leq leqslant", "≥": "ge geq geqslant", "<": "lt", ">": "gt",
+    "≠": "ne neq", "∪": "cup bigcup", "∖": "setminus backslash", "∞": "infty", "±": "pm", "∓": "mp", "≈": "approx simeq sim",
+    "|": "lvert rvert vert mid", ":": "colon", "…": "ldots dots cdots", r"\\{\\}": "emptyset varnothing"}
 _REWRITES = [(re.compile(pattern), by) for pattern, by in [
     (r"\f(?=rac)", r"\\f"), (r"\t(?=(?:ext|imes|frac|heta)(?![A-Z]))", r"\\t"),   # eaten by a string literal
     (r"\\\\(?=(?:[dtc]?frac|left|right|sqrt|pi|boxed|text|[lg]eq?|infty|cup|in|pm|times|cdot)(?![a-z]))", r"\\"),   # twice
     (r"\\begin\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}(?:\s?\{[lcr|]*\})?", "⟦"),
-    (r"\\end\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}", "⟧"),
+    (r"(?:\\\\\s?)?\\end\s?\{(?:[pbBvV]?(?:small)?matrix|array)\}", "⟧"),
     (r"\\\\(?:\[\w*\])?", "¶"),
     (r"\\?[$€£¥]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits|boxed|rm|bf|quad|qquad)(?![A-Za-z])\.?", " "),
     (r",\\!\s?|\{,\}", ","),
     (r"\\[!]", ""),
     (r"\\[,;: ()\[\]]|~", " "),
-    (r"\\[dtc]?frac(?: ?([0-9]) ?([0-9]))(?![0-9])", r"\\frac{\1}{\2}"),
-    (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-    *_commands("* times cdot ast"), *_commands("/ div"), *_commands("∈ in"), *_commands("≤ le leq leqslant"),
-    *_commands("≥ ge geq geqslant"), *_commands("< lt"), *_commands("> gt"), *_commands("≠ ne neq"), *_commands("∪ cup bigcup"),
-    *_commands("∖ setminus backslash"), *_commands("∞ infty"), *_commands("± pm"), *_commands("∓ mp"),
-    *_commands("≈ approx simeq sim"),
-    *_commands("\\\\{\\\\} emptyset varnothing"), *_commands("| lvert rvert vert mid"), *_commands(": colon"),
-    *_commands("… ldots dots cdots"),
+    (r"\\[dtc](?=(?:frac|binom)(?![A-Za-z]))", r"\\"), (r"\\frac ?([0-9]) ?([0-9])(?![0-9])", r"\\frac{\1}{\2}"),
+    (r"\\sqrt ?\[([^][]*)\]", r"\\root{\1}"), (r"\*\*", "^"), (r"_ ?(?:\{ ?(\w+) ?\}|([0-9]+|[A-Za-z]))", r"_{\1\2}"),
+    *((r"\\(?:%s)(?![A-Za-z])" % names.replace(" ", "|"), sign + " ") for sign, names in _SIGNS.items()),
     (r"<=", "≤"), (r">=", "≥"), (r"!=|\\not ?=", "≠"), (r"\+/-", "±"), (r"(?<![A-Za-z])infinity(?![A-Za-z])", "∞"),
     (r"\\mathbb\s?\{R\}|\\mathbb R", "(-∞,∞)"),
     (r"\\(?:(?:text|math)(?:bf|it|rm)?|mbox|operatorname|over(?:line|rightarrow)|vec|bar|hat)\*?\s?\{([^{}]*)\}", r" \1 "),

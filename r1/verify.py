@@ -37,9 +37,12 @@ def extract(text: str, loose: bool = False) -> str | None:
     _, opening, body = before.rpartition("<answer>")
     if closing and opening:
         boxed = last_boxed(body)
-        return (body if boxed is None else boxed).strip(" \n\r") or None
-    found = loose and _anchored(text, final=True) or last_boxed(text)
-    return (_from_prose(text[-MAX_TEXT:]) if found is None and loose else found or "").strip(" \n\r") or None
+        found = body if boxed is None else boxed
+    else:
+        found = loose and _anchored(text, final=True) or last_boxed(text)
+        if found is None and loose:
+            found = _from_prose(text[-MAX_TEXT:])
+    return (found or "").strip(" \n\r") or None
 
 
 _BRACE = re.compile(r"\\(?:boxed|fbox)\s{0,3}\{|\\.|[{}]", re.DOTALL)
@@ -50,7 +53,7 @@ _CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}
 def last_boxed(text: str) -> str | None:
     """Content of the last brace-matched box. Boxes with only a connective between them are one answer."""
     opened: list[tuple[int, int] | None] = []   # per open brace: where its box and the content start
-    boxes: list[tuple[int, int, str]] = []      # start, end, content
+    boxes: list[tuple[int, int, str]] = []
     for match in _BRACE.finditer(text):
         piece = match.group()
         if piece == "{":
@@ -59,55 +62,45 @@ def last_boxed(text: str) -> str | None:
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
             boxes.append((box[0], match.end(), text[box[1]:match.start()]))
-    return _joined(text, boxes) if boxes else None
+    return _joined(text, boxes)[-1][2] if boxes else None
 
 
-def _joined(text: str, found: list[tuple[int, int, str]], forwards: bool = False) -> str:
-    """The last of (start, end, content) with those before it over connectives; `forwards` the first with those after it."""
-    last = 1 if forwards else len(found)
-    first = last - 1
-    while forwards and last < len(found) and _CONNECTIVE.fullmatch(text, found[last - 1][1], found[last][0]):
-        last += 1
-    while not forwards and first and _CONNECTIVE.fullmatch(text, found[first - 1][1], found[first][0]):
-        first -= 1
-    return ", ".join(content for _, _, content in found[first:last])
+def _joined(text: str, pieces: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+    """(start, end, content) of all pieces, where those with only a connective between them are one."""
+    joined: list[tuple[int, int, str]] = []
+    for start, end, content in pieces:
+        if joined and _CONNECTIVE.fullmatch(text, joined[-1][1], start):
+            start, _, before = joined.pop()
+            content = f"{before}, {content}"
+        joined.append((start, end, content))
+    return joined
 
 
-_PLAIN = re.compile(r"(?<!not )(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
-                    r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9][0-9,]{0,60})"
-                    r"(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
-                    r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
+_NUMBER = re.compile(
+    r"(?<!not )(?<![\w.,\\^/])([-+−]?[$€£¥]?(?:\\[dt]?frac\{-?[0-9]{1,30}\}\{[0-9]{1,30}\}|"
+    r"[0-9]{1,3}(?:(?: [0-9]{3}){1,6}|(?:\.[0-9]{3}){1,6},[0-9]{1,9})(?![0-9])|[0-9](?:,?[0-9]){0,60})"
+    r"(?:\.[0-9]{1,60})?(?:e[-+]?[0-9]{1,3})?"
+    r"(?: ?/ ?[0-9]{1,60})?(?: ?(?:\\?%|percent\b|pct\b))?)(?:[cmk]?m[23²³]?|k?g|s|h|m?[lL])?(?![\w^]|[.,][0-9])")
+_FORMULA = re.compile(r"\\[\\$]|\$\$(.*?)\$\$|\\\[((?:(?!\\\[).)*?)\\\]|"
+                      r"\$(?!\$)((?:[^$\\]|\\.)*)\$(?!\$)|\\\(((?:(?!\\\().)*?)\\\)", re.DOTALL)
 _LETTER = re.compile(r"\(?([A-Z])\)?(?![\w'])")
 _ANCHOR = re.compile(r"(final )?answer(?: is| should be)?\s?:?\s{0,3}[\"“*]{0,3}\s?", re.IGNORECASE)
-_DELIMITER = re.compile(r"\\[\\$]|\$\$|\$|\\[()\[\]]")
-_CLOSES = {"$": "$", "$$": "$$", "\\(": "\\)", "\\[": "\\]"}
 
 
-def _numbers(text: str, start: int, end: int) -> list[tuple[int, int, str]]:
-    return [(m.start(), m.end(), m[1].rstrip(",")) for m in _PLAIN.finditer(text, start, end)]
-
-
-def _formulas(text: str, start: int = 0) -> list[tuple[int, int, str]]:
-    """(start, end, content); an inline one does not run over lines, as two amounts of dollars do: it has no content."""
-    found, opened = [], None
-    for match in _DELIMITER.finditer(text, start):
-        if opened and match.group() == _CLOSES[opened.group()]:
-            content = text[opened.end():match.start()]
-            found.append((opened.start(), match.end(), "" if "\n" in content and opened.group() in ("$", "\\(") else content))
-            opened = None
-        elif match.group() in _CLOSES:
-            opened = match
-    return found
+def _found(pattern: re.Pattern, text: str, start: int = 0, end: int = MAX_WINDOW) -> list[tuple[int, int, str]]:
+    """(start, end, content), joined. An inline formula that runs over lines, as two amounts of dollars do, has no content."""
+    return _joined(text, [(*m.span(), "" if group > 2 and "\n" in m[group] else m[group])
+                          for m in pattern.finditer(text, start, end) if (group := m.lastindex)])
 
 
 def _anchored(text: str, final: bool) -> str:
     """The formulas or the number right behind the last "(final) answer is"."""
     for match in reversed([m for m in _ANCHOR.finditer(text) if m[1] or not final][-8:]):
         start = match.end()
-        for found in (_numbers(text, start, start + MAX_SHORT), _formulas(text[:start + MAX_TEXT], start)):
+        for pattern, reach in ((_NUMBER, MAX_SHORT), (_FORMULA, MAX_TEXT)):
+            found = _found(pattern, text, start, start + reach)
             if found and found[0][0] == start:
-                joined = _joined(text, found, forwards=True)
-                return last_boxed(joined) or joined
+                return last_boxed(found[0][2]) or found[0][2]
         if letter := _LETTER.match(text, start):
             return letter[1]
     return ""
@@ -115,13 +108,14 @@ def _anchored(text: str, final: bool) -> str:
 
 def _from_prose(text: str) -> str:
     """A short text that is an expression; what stands behind "answer is"; the last formula or number; all of it."""
-    if len(text) <= MAX_SHORT and "\n" not in text.strip() and not isinstance(parse(text, True), str | None):
+    short = len(text) <= MAX_SHORT
+    if short and "\n" not in text.strip() and not isinstance(parse(text, True), str | None):
         return text
     if found := _anchored(text, final=False):
         return found
-    formulas = _formulas(text)
-    found = _numbers(text, formulas[-1][1] if formulas else 0, len(text)) or formulas
-    return _joined(text, found) if found else text if len(text) <= MAX_SHORT else ""
+    formulas = _found(_FORMULA, text)
+    found = _found(_NUMBER, text, formulas[-1][1] if formulas else 0) or formulas
+    return found[-1][2] if found else text if short else ""
 
 
 # ---------------------------------------------------------------- the verdict
@@ -149,24 +143,21 @@ def parse(text: str, last: bool = False) -> Any:
 _DECIMAL_COMMA = re.compile(r"^(-?[0-9]{1,3}(?:\.[0-9]{3})+|-?[0-9]+),([0-9]{1,2}|[0-9]{4,})$")
 
 
-@lru_cache(maxsize=4096)
-def _read_gold(gold: str) -> Any:
-    """The value of a gold answer as text: with or without delimiters and box, or prose that holds it."""
-    boxed = last_boxed(gold)
-    value = parse(gold if boxed is None else boxed, True)
-    if boxed is None and (isinstance(value, str) and " " in gold.strip() or len(gold) > MAX_SHORT):
-        found = extract(gold, loose=True)
-        other = parse(found, True) if found else None
-        value = value if other is None else other
-    return value
-
-
 def _gold_value(gold: Any) -> Any:
-    if isinstance(gold, str):
-        return _read_gold(gold)
+    """The value of a number, or of text with or without delimiters and box, or of prose that holds it."""
     if isinstance(gold, (int, Fraction)) and not isinstance(gold, bool):
         return Fraction(gold)
-    return parse(repr(gold)) if isinstance(gold, float) and math.isfinite(gold) else None
+    if isinstance(gold, float) and math.isfinite(gold):
+        gold = repr(gold)
+    if not isinstance(gold, str):
+        return None
+    boxed = last_boxed(gold)
+    value = parse(gold if boxed is None else boxed, True)
+    found = None
+    if boxed is None and (isinstance(value, str) and " " in gold.strip() or len(gold) > MAX_SHORT):
+        found = extract(gold, loose=True)
+    other = parse(found, True) if found else None
+    return value if other is None else other
 
 
 def is_gold(gold: Any) -> bool:
@@ -188,12 +179,12 @@ def verify(gold: Any, completion: str, loose: bool = False, places: int | None =
     value, expected = parse(answer, loose), _gold_value(gold)
     if value is None or expected is None:
         return False, "unparsed"
+    values = [value]
+    if loose:   # 1.000,99 as a number; a sentence that is the gold text
+        values += [parse(_DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], bare(normal(answer)))),
+                   parse(completion) if isinstance(expected, str) else None]
     try:
-        ok = equal(expected, value, places)
-        if not ok and loose:   # 1.000,99 as a number; a sentence that is the gold text
-            more = _DECIMAL_COMMA.sub(lambda m: m[1].replace(".", "") + "." + m[2], bare(normal(answer)))
-            sentence = parse(completion) if isinstance(expected, str) else None
-            ok = equal(expected, parse(more), places) or equal(expected, sentence)
+        ok = any(equal(expected, each, places) for each in values)
     except (TooBig, RecursionError):
         return False, "too_long"
     return ok, "ok" if ok else "wrong"
@@ -213,15 +204,12 @@ def _shown(value: Any) -> str:
         return f"{value.name} = {_shown(value.value)}"
     if isinstance(value, Relation):
         return " and ".join(f"{_shown(diff)} {sign} 0" for sign, diff in value.pairs)
-    if isinstance(value, Group):
-        kind, inner = value.brackets, ", ".join(map(_shown, value.items))
-        return f"{kind[0]}{inner}{kind[1]}" if len(kind) == 2 else f"{kind or 'list'}({inner})"
-    if isinstance(value, Node):
-        op, args = value
-        if op == "var":
-            return args[0]
-        shown = [a if isinstance(a, str) else _shown(a) for a in args]
-        return f"({shown[0]} {op} {shown[1]})" if op in "+-*/^" else f"{op}({', '.join(shown)})"
-    if isinstance(value, tuple):   # a row of a matrix
-        return "[" + ", ".join(map(_shown, value)) + "]"
+    if isinstance(value, (Node, Group)):
+        kind, shown = value[0], [each if isinstance(each, str) else _shown(each) for each in value[1]]
+        if kind == "var":
+            return shown[0]
+        if isinstance(value, Node) and kind in "+-*/^":
+            return f"({shown[0]} {kind} {shown[1]})"
+        inner = ", ".join(shown)
+        return f"{kind[0]}{inner}{kind[1]}" if len(kind) == 2 and not kind.isalpha() else f"{kind or 'list'}({inner})"
     return repr(value) if isinstance(value, str) else str(value) if isinstance(value, Fraction) else f"{value:.12g}"
