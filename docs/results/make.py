@@ -71,7 +71,7 @@ def table(results: list[dict]) -> str:
     h, problems = results[0]["hardware"], results[0]["stages"][0]["eval"]["reasoning"]["problems"]
     note = (f"Per cent, mean ± standard deviation over {len(results)} seeds; {problems} held-out problems in each of the three sets (reasoning, "
             f"code, other domains), {k} samples each at T 0.6, "
-            f"top-p 0.95. {h['threads']} thread(s) of a machine with {h['cpus']} CPU cores, two runs side by side, torch {h['torch']}: "
+            f"top-p 0.95. {h['threads']} thread(s) of a machine with {h['cpus']} CPU cores, three runs side by side, torch {h['torch']}: "
             f"training took {spread(minutes, False)} minutes a seed, evaluation {spread(judging, False)}. "
             "The last column is another model on another task: compare directions, not values.")
     return "\n".join("| " + " | ".join(r) + " |" for r in rows) + f"\n\n{note}\n"
