@@ -56,7 +56,7 @@ def maths() -> dict:
 
 def programs() -> dict:
     problems = list(read_problems().values())
-    golds = [{"entry": p["entry_point"], "check": p["test"]} for p in problems]
+    golds = [{"entry": p["entry_point"], "check": p["test"], "prelude": p["prompt"] + "\n"} for p in problems]
     took = []
     for _ in range(3):
         start = time.monotonic()
