@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import time
 from pathlib import Path
@@ -96,9 +97,15 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage]) -> None:
             if s.reward_function:
                 load_reward(s.reward_function)
         if isinstance(s, (cfgs.GRPO, cfgs.Reject)):
-            open_sources({**s.data, **getattr(s, "others", {})})
+            try_sources({**s.data, **getattr(s, "others", {})}, test=False)
     for mix in cfg.evaluate.domains.values():
-        open_sources(mix)
+        try_sources(mix, test=True)
+
+
+def try_sources(mix: dict[str, float], test: bool) -> None:
+    """Every source must open and have a problem on this side of the split."""
+    for _, source in open_sources(mix):
+        source(random.Random(0), test)
 
 
 FREE = ("save_every", "optim.micro_tokens", "sample.max_rows")     # these change cost, never the result

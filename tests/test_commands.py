@@ -38,7 +38,7 @@ def test_a_changed_evaluation_is_made_again_and_nothing_else(run, tmp_path):
     ("dev2.reward_function=nowhere.py:f", "there is no file 'nowhere.py'"), ("dev2.data={chian: 1}", "unknown data source 'chian'"),
     ("cold.others={chian: 1}", "unknown data source 'chian'"), ("dev1.data=[colt]", "'colt': no such file, and no stage; did you mean 'cold'"),
     ("dev2.init=dev", "'dev': no such folder or file, and no stage; did you mean 'dev"), ("base.model.hiden_size=3", "hiden_size"),
-    ("evaluate.domains.general={chian: 1}", "unknown data source 'chian'")])
+    ("dev2.data={human_eval: 1}", "human_eval"), ("evaluate.domains.general={chian: 1}", "unknown data source 'chian'")])
 def test_what_a_later_stage_would_fail_on_is_said_before_the_first(tmp_path, override, says):
     file = tmp_path / "mini.yaml"
     file.write_text(MINI.format(out=tmp_path / "out"))
