@@ -23,7 +23,7 @@ from typing import Any
 from r1 import sandbox
 from r1.expr import TooBig
 from r1.types import Problem, UserError
-from r1.verify import MAX_TEXT, bare, extract, is_gold, normal, parse, plain, verify
+from r1.verify import MAX_TEXT, answered, bare, extract, is_gold, normal, parse, plain, tagged, verify
 
 MAX_PROGRAM = 20_000   # characters of a program
 INFRA = "infra"        # the sandbox itself failed, again and again: nothing is known of the program
@@ -70,11 +70,10 @@ _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*)?```", re.DOTALL
 
 def find_program(completion: str) -> str | None:
     """The last <answer> after the reasoning, or without one all of it; a fenced block inside stands for the whole."""
-    text = completion.rpartition("</think>")[2].partition("<think>")[0]
-    before, closing, _ = text.rpartition("</answer>")
-    _, opening, body = before.rpartition("<answer>")
-    fenced = _FENCE.findall(body if closing and opening else text)
-    program = fenced[-1] if fenced else body if closing and opening else ""
+    text = answered(completion)
+    body = tagged(text)
+    fenced = _FENCE.findall(text if body is None else body)
+    program = fenced[-1] if fenced else body or ""
     return program.strip("\n") if program.strip() else None
 
 

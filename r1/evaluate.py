@@ -47,9 +47,10 @@ def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], templ
         seed: int, eos: list[int], title: str = "") -> list[list[Scored]]:
     """k scored completions of each problem; problems that the sandbox failed on are left out."""
     groups, _ = roll_out(model, tokenizer, problems, template, cfg.sample, cfg.k, seed, {"accuracy": 1.0}, eos, title=title)
-    if problems and not judged(groups):
+    left = judged(groups)
+    if problems and not left:
         raise UserError("the sandbox failed on every problem; the machine may be out of memory, processes or disk")
-    return judged(groups)
+    return left
 
 
 def summary(groups: list[list[Scored]]) -> dict[str, float]:

@@ -24,6 +24,18 @@ MAX_SHORT = 200       # characters of a text that may be an answer as a whole
 
 # ---------------------------------------------------------------- extraction
 
+def answered(completion: str) -> str:
+    """What stands after the reasoning."""
+    return completion.rpartition("</think>")[2].partition("<think>")[0]
+
+
+def tagged(text: str) -> str | None:
+    """The body of the last <answer>."""
+    before, closing, _ = text.rpartition("</answer>")
+    _, opening, body = before.rpartition("<answer>")
+    return body if closing and opening else None
+
+
 def extract(text: str, loose: bool = False) -> str | None:
     """The body of the last <answer> after the reasoning, or else the last box; None: nothing or empty.
 
@@ -31,12 +43,11 @@ def extract(text: str, loose: bool = False) -> str | None:
     on what prose holds (see `_from_prose`): for evaluation and gold answers, never for training.
     Source: DeepSeek-R1, section 2.2.2 (boxed answers) and its prompt template (tags).
     """
-    text = text.rpartition("</think>")[2].partition("<think>")[0][-MAX_WINDOW:]
+    text = answered(text)[-MAX_WINDOW:]
     if "\0" in text:   # no answer has a NUL; refused here, it cannot surprise a rule further down
         return None
-    before, closing, _ = text.rpartition("</answer>")
-    _, opening, body = before.rpartition("<answer>")
-    if closing and opening:
+    body = tagged(text)
+    if body is not None:
         boxed = last_boxed(body)
         found = body if boxed is None else boxed
     else:
