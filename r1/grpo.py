@@ -48,7 +48,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     done = folder.resume(policy, optimizer, reference)
 
-    for step in folder.steps(done, cfg.steps):
+    for step in folder.steps(cfg, done, cfg.steps):
         def sample(round: int):
             problems = draw(sources, cfg.problems, f"{folder.seed}/{folder.name}/{step}/{round}")
             return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,

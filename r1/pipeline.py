@@ -41,8 +41,8 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
             for stage in stages:
-                run_stage(cfg, stage, Folder(root, stage, cfg.seed, device, cfg.templates))
-    tell(f"Report: {root / 'report.html'}")
+                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates))
+        tell(f"Report: {root / 'report.html'}")
 
 
 def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
@@ -128,7 +128,7 @@ def refuse_changes(cfg: cfgs.Config, root: Path) -> None:
         file = root / stage.name / "config.yaml"
         if not file.is_file():
             continue
-        folder = Folder(root, stage, cfg.seed, "", cfg.templates)
+        folder = Folder(root, stage.name, cfg.seed, "", cfg.templates)
         old, new = _flat(yaml.safe_load(file.read_text()) or {}), _flat(settings(stage, folder))
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
         if changed:

@@ -34,16 +34,12 @@ class Folder:
     """One stage of one run: `root`/`name`, and what it may know of the run."""
 
     root: Path
-    stage: Stage
+    name: str
     seed: int
     device: str
     templates: dict[str, str]
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
     skipped: int = 0                                            # steps in a row whose gradient was not finite
-
-    @property
-    def name(self) -> str:
-        return self.stage.name
 
     @property
     def path(self) -> Path:
@@ -96,7 +92,7 @@ class Folder:
             with writing(self.path / name, len(text)), (self.path / name).open("a", encoding="utf-8") as f:
                 f.write(text)
 
-    def steps(self, done: int, total: int) -> Iterator[int]:
+    def steps(self, cfg: Stage, done: int, total: int) -> Iterator[int]:
         """The steps from `done` on. After each, the state is saved if it is time, or if a signal asks to stop."""
         stop.patient, saved = True, time.monotonic()
         self.bar = tqdm(range(done, total), desc=self.name, initial=done, total=total, disable=ranks.rank() > 0 or None)
@@ -104,7 +100,7 @@ class Folder:
             for step in self.bar:
                 ranks.at(f"{self.name} step {step}")
                 yield step
-                due = (step + 1) % self.stage.save_every == 0 or time.monotonic() - saved > 60 * self.stage.save_minutes
+                due = (step + 1) % cfg.save_every == 0 or time.monotonic() - saved > 60 * cfg.save_minutes
                 asked, due = map(max, zip(*ranks.together(lambda: (stop.wanted, due and step + 1 < total))))
                 if asked or due:
                     self.save(step + 1)

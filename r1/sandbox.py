@@ -247,4 +247,5 @@ def require() -> None:
                         "5.13 or later, or accept it by `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
     if not _SAID.is_set():
         _SAID.set()
-        print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)

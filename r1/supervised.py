@@ -13,7 +13,7 @@ from functools import lru_cache
 
 from r1 import ranks, world
 from r1.checkpoint import load_model
-from r1.config import SFT, Optim, Pretrain
+from r1.config import SFT, Pretrain
 from r1.data import pack
 from r1.files import read_jsonl
 from r1.losses import cross_entropy
@@ -47,7 +47,7 @@ def pretrain(cfg: Pretrain, folder: Folder) -> None:
         rows = block(number)[i * cfg.rows:(i + 1) * cfg.rows]
         return [Example(ids, [1] * len(ids), w=1 / (cfg.rows * cfg.row_tokens)) for ids in rows]
 
-    model = train(model, batch, cfg.steps, cfg.optim, folder)
+    model = train(model, batch, cfg.steps, cfg, folder)
     folder.save_model(model, tokenizer, [tokenizer.eos_id])
 
 
@@ -79,7 +79,7 @@ def sft(cfg: SFT, folder: Folder) -> None:
         total = sum(sum(e.mask) for e in chosen)
         return [Example(e.ids, e.mask, w=1 / total) for e in chosen]
 
-    model = train(model, batch, cfg.epochs * per_epoch, cfg.optim, folder)
+    model = train(model, batch, cfg.epochs * per_epoch, cfg, folder)
     folder.save_model(model, tokenizer.with_template(folder.template(cfg.template)), [tokenizer.eos_id])
 
 
@@ -109,9 +109,10 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
     return examples[:cfg.limit] if cfg.limit else examples
 
 
-def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, o: Optim, folder: Folder) -> Transformer:
+def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, cfg: Pretrain | SFT, folder: Folder) -> Transformer:
     """`steps` steps of masked cross-entropy on `batch(step)`, from the folder's last state on. Returns the model, in
     shards where there are several ranks."""
+    o = cfg.optim
     model = ranks.shard(model, o.bf16)
     optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     done = folder.resume(model, optimizer)
@@ -122,7 +123,7 @@ def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int,
 
     tokens, began = 0, time.perf_counter()
     model.train()
-    for step in folder.steps(done, steps):
+    for step in folder.steps(cfg, done, steps):
         examples = batch(step)
         tokens += sum(len(e.ids) for e in examples)
         out = optimise(model, optimizer, examples, loss_fn, lr_at(step, steps, o.lr, o.warmup, o.final, o.schedule),
