@@ -6,7 +6,6 @@ and the tokenizer's files, as transformers reads and writes them.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from r1 import ranks
-from r1.files import discard, make_aside, publish, recover, sync, writing
+from r1.files import digest, discard, make_aside, publish, recover, sync, writing
 from r1.hf_config import config_json, load_config, read_json
 from r1.model import Transformer, rope_frequencies
 from r1.types import UserError
@@ -175,11 +174,6 @@ def load_model(path, device="cpu", dtype: torch.dtype = torch.float32) -> Transf
 
 # ---- run state ---------------------------------------------------------------------------------
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _steps(folder: Path) -> dict[int, Path]:
     """State folders by step, the newest first."""
     found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdigit()}
@@ -210,7 +204,7 @@ def _write_piece(file: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
 
 def _vouch(file: Path) -> dict[str, dict]:
     sync(file)
-    return {file.name: {"size": file.stat().st_size, "sha256": _sha256(file)}}
+    return {file.name: {"size": file.stat().st_size, "sha256": digest(file)}}
 
 
 def _finish_state(path: Path, aside: Path, pieces: dict[str, dict], step: int, meta: dict) -> None:
@@ -231,7 +225,7 @@ def _verified(path: Path, step: int) -> tuple[list[Path], dict]:
     if manifest["step"] != step or set(manifest["files"]) != {"meta.json", *pieces} or not pieces:
         raise ValueError("MANIFEST.json belongs to something else")
     for name, entry in manifest["files"].items():
-        if (path / name).stat().st_size != entry["size"] or _sha256(path / name) != entry["sha256"]:
+        if (path / name).stat().st_size != entry["size"] or digest(path / name) != entry["sha256"]:
             raise ValueError(f"{name} is not as it was written")
     return [path / name for name in pieces], json.loads((path / "meta.json").read_text(encoding="utf-8"))
 

@@ -1,6 +1,7 @@
 """Files and folders: JSONL read with honest errors, and writing that leaves nothing half written, whenever it is killed."""
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -41,6 +42,15 @@ def read_object(raw: bytes, where: str) -> dict:
     return row
 
 
+def load_json(file: Path) -> dict:
+    """The file's object; {} if it is missing or half written."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write aside, sync, rename: the old text or the new one is there, also after the power has failed."""
     path = Path(path)
@@ -61,6 +71,12 @@ def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     os.fsync(handle)
     os.close(handle)
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of what a file holds."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def make_aside(path: Path) -> Path:

@@ -3,17 +3,16 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from pathlib import Path
 
 import torch
 import yaml
 
 from r1 import config as cfgs, evaluate as evaluation, ranks, sandbox, stop
-from r1.files import write_text
+from r1.files import load_json, write_text
 from r1.grpo import grpo
 from r1.reject import reject
-from r1.report import load_json, write_report
+from r1.report import write_report
 from r1.rewards import check_weights, load_reward
 from r1.runtime import Folder, hardware, locked, pick_device
 from r1.strict import nearest
@@ -62,10 +61,7 @@ def train(stage: cfgs.Stage, folder: Folder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
     STAGES[stage.kind](stage, folder)
-    seconds = time.perf_counter() - folder.began
-    folder.write("done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
-    folder.clear()
-    tell(f"{stage.name}: done in {seconds:.0f} s")
+    tell(f"{stage.name}: done in {folder.finish():.0f} s")
 
 
 def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:

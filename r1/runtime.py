@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from r1 import checkpoint, ranks, stop
 from r1.config import Stage
-from r1.files import sync, write_text, writing
+from r1.files import digest, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
@@ -39,6 +39,7 @@ class Folder:
     device: str
     templates: dict[str, str]
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
+    saving: float = 0.0                                         # seconds in it
     skipped: int = 0                                            # steps in a row whose gradient was not finite
 
     @property
@@ -57,6 +58,10 @@ class Folder:
     def _find_model(self, init: str) -> Path:
         stage = self.root / init / "model"
         if stage.is_dir():
+            for name, written in load_json(self.root / init / "done.json").get("sha256", {}).items():
+                if not (stage / name).is_file() or digest(stage / name) != written:
+                    raise UserError(f"{stage / name} is not as the stage {init} wrote it; put it back from a copy, or delete "
+                                    f"{self.root / init} to train it again")
             return stage
         if Path(init).is_dir():
             return Path(init)
@@ -114,14 +119,16 @@ class Folder:
     def save(self, step: int) -> None:
         """State after `step` steps: what `resume` was given. Random numbers derive from the step."""
         ranks.at(f"saving {self.name} step {step}")
+        began = time.perf_counter()
         tensors = {f"{which}.{n}": ranks.local(p.detach()) for which, model in self.models.items() for n, p in model.named_parameters()}
         for part, names in _parts(self.models["model"], self.optimizer):
             tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(part, names).items()}
         for name in ("metrics.jsonl", "samples.jsonl"):            # no state may be ahead of its log when the power fails
             if ranks.rank() == 0 and (self.path / name).is_file():
                 sync(self.path / name)
-        meta = {"seconds": time.perf_counter() - self.began, "made_on": {**hardware(), "ranks": ranks.world()}}
+        meta = {"seconds": time.perf_counter() - self.began, "saving": self.saving, "made_on": {**hardware(), "ranks": ranks.world()}}
         checkpoint.save_state(self.path / "state", step, tensors, meta)
+        self.saving += time.perf_counter() - began
 
     def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair, reference: nn.Module | None = None) -> int:
         """Steps done: 0 at a fresh start, else those of the newest whole state, which is put back into what is given.
@@ -130,7 +137,7 @@ class Folder:
         self.models, self.optimizer = {"model": model} | ({"reference": reference} if reference else {}), optimizer
         ranks.at(f"loading the state of {self.name}")
         step, tensors, meta = checkpoint.load_state(self.path / "state") or (0, {}, {})
-        self.began -= meta.get("seconds", 0.0)
+        self.began, self.saving = self.began - meta.get("seconds", 0.0), meta.get("saving", 0.0)
         self.start_logs(step)
         if not step:
             return 0
@@ -164,14 +171,21 @@ class Folder:
         """Remove what only a broken-off run needs: it is three times the model's size."""
         ranks.lead(lambda: shutil.rmtree(self.path / "state", ignore_errors=True))
 
+    def finish(self) -> float:
+        """Write done.json: the seconds it took, of those in saving, and what the weights are. Returns the seconds."""
+        seconds, weights = time.perf_counter() - self.began, sorted(self.model.glob("*.safetensors"))
+        self.write("done.json", json.dumps({"seconds": round(seconds, 1), "saving": round(self.saving, 2), **hardware(),
+                                            "ranks": ranks.world(), "sha256": ranks.lead(lambda: {f.name: digest(f) for f in weights})}))
+        self.clear()
+        return seconds
+
     def save_model(self, model: nn.Module, tokenizer, eos: list[int]) -> None:
         """The stage's result."""
         ranks.at(f"saving the model of {self.name}")
         checkpoint.save_model(self.model, model, tokenizer, eos, eos[0])
 
-    def done(self) -> dict | None:
-        """What done.json says of a stage that has come to its end."""
-        return ranks.lead(lambda: json.loads((self.path / "done.json").read_text()) if (self.path / "done.json").is_file() else None)
+    def done(self) -> bool:
+        return ranks.lead((self.path / "done.json").is_file)
 
 
 def _note(file: Path, setting: Any, found: list) -> None:
