@@ -9,7 +9,7 @@ import math
 import time
 from collections import defaultdict
 
-from r1 import checkpoint
+from r1 import checkpoint, ranks
 from r1.accuracy import find_answer
 from r1.config import Evaluate, to_dict
 from r1.hf_config import eos_ids
@@ -23,6 +23,7 @@ from r1.types import Problem, UserError
 
 def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
+    ranks.at("loading the model", f"the evaluation of {folder.name}")
     model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
     eos, began, setting = eos_ids(folder.model), time.perf_counter(), settings(cfg, folder, template)
 

@@ -9,7 +9,9 @@ https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -25,7 +27,7 @@ from r1.types import Example, UserError
 
 _store: dist.Store | None = None     # torchrun's own: it answers also when a rank has gone
 _mesh = None                         # (nodes, ranks of a node) or (ranks,): whole copies of the model, and shards of one
-_place, _moves = "the start", 0      # where this rank is, and how often it has moved on
+_of = "the run"                      # what the phase is of
 
 
 def rank() -> int:
@@ -40,7 +42,7 @@ def world() -> int:
 def joined(device: str, timeout: float) -> Iterator[None]:
     """The ranks that torchrun started, as one group; each waits at most `timeout` seconds for the others.
 
-    Raises UserError that names the rank which was lost or late, and what it was doing."""
+    Ends the process with a sentence that names the rank which was lost or late, and what it was doing."""
     global _store, _mesh
     if not dist.is_torchelastic_launched():
         yield
@@ -54,49 +56,54 @@ def joined(device: str, timeout: float) -> Iterator[None]:
     _store = dist.PrefixStore("r1", store)
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     _mesh = dist.init_device_mesh("cuda" if cuda else "cpu", (size // local, local) if size > local else (size,))
-    at("the start")
+    at("the beginning")
     try:
         yield
         dist.barrier()
     except BaseException as e:
-        _store.set(f"end/{own}", f"{type(e).__name__}: {e}")
-        if isinstance(e, UserError) or _lost(e):
-            text = str(e) if isinstance(e, UserError) else _who(e, timeout)
-            if _store.add(f"said/{text}", 1) == 1:               # the same sentence once, not from every rank
-                print(f"error: {text}", file=sys.stderr, flush=True)
-            raise SystemExit(2) from e
+        if isinstance(e, Exception):
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)            # torchrun's: this process is ending already
+            _end(e, timeout)
         raise
     finally:
         _store = _mesh = None
     dist.destroy_process_group()
 
 
-def _lost(e: BaseException) -> bool:
-    """Whether a collective failed because another rank did not take part."""
-    return isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e)
+def _end(e: Exception, timeout: float) -> None:
+    """Note that this rank ends with `e`. What is a sentence is said by one rank, and ends the process."""
+    lost = isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e)     # another did not take part
+    try:
+        _store.set(f"end/{rank()}", "lost" if lost else f"{type(e).__name__}: {e}")
+    except dist.DistError:
+        raise SystemExit("error: torchrun itself has gone. The same command continues from the last saved state") from e
+    if not lost and not isinstance(e, UserError):
+        return
+    text = _who(timeout if "timed out" in str(e).lower() else 0) if lost else str(e)
+    if _store.add("said/a rank is lost" if lost else f"said/{text}", 1) == 1:
+        print(f"error: {text}", file=sys.stderr, flush=True)
+    raise SystemExit(2) from e
 
 
-def _who(e: BaseException, timeout: float) -> str:
-    """The ranks that are furthest behind, and what they did last."""
-    places = {}
-    for r in range(dist.get_world_size()):
-        moves, _, place = _store.get(f"at/{r}").decode().partition(" ")
-        end = _store.get(f"end/{r}").decode() if _store.check([f"end/{r}"]) else ""
-        places[r] = (int(moves), place, end)
-    ended = [f"rank {r} ended in {place} with {end}" for r, (_, place, end) in places.items() if end and r != dist.get_rank()]
-    behind = [f"rank {r} is in {place}" for r, (moves, place, _) in places.items() if moves == min(p[0] for p in places.values())]
-    late = "Timed out" in str(e) or "timeout" in str(e).lower()
-    what = f"the ranks waited {timeout:.0f} s for each other in vain" if late else "a rank has gone"
-    return (f"{what}: {'; '.join(ended or behind)}; this is rank {dist.get_rank()} in {_place}. The same command continues from "
-            f"the last saved state")
+def _who(waited: float) -> str:
+    """Which rank is to blame, and what it was doing: one that ended by itself, or one that says nothing any more."""
+    everyone, until = range(world()), time.monotonic() + 2
+    while not _store.check([f"end/{r}" for r in everyone]) and time.monotonic() < until:
+        time.sleep(0.05)
+    end = {r: _store.get(f"end/{r}").decode() if _store.check([f"end/{r}"]) else "silent" for r in everyone}
+    place = {r: _store.get(f"at/{r}").decode() for r in everyone}
+    failed = [f"rank {r} failed in {place[r]} with {end[r]}" for r in everyone if end[r] not in ("lost", "silent")]
+    silent = [f"rank {r} has not answered since {place[r]}" for r in everyone if end[r] == "silent"]
+    return (f"{'; '.join(failed or silent) or 'the ranks lost each other in ' + place[rank()]}"
+            f"{f' (the others waited {waited:.0f} s)' if waited else ''}. The same command continues from the last saved state")
 
 
-def at(phase: str) -> None:
-    """Say where this rank is, for the message that the others print if it does not come back."""
-    global _place, _moves
-    _place, _moves = phase, _moves + 1
+def at(phase: str, of: str = "") -> None:
+    """Say what this rank is doing, and of which step, for the message that the others print if it does not come back."""
+    global _of
+    _of = of or _of
     if _store:
-        _store.set(f"at/{dist.get_rank()}", f"{_moves} {phase}")
+        _store.set(f"at/{rank()}", f"{phase} of {_of}")
 
 
 # ---- words between ranks -----------------------------------------------------------------------

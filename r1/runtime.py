@@ -103,7 +103,7 @@ class Folder:
         self.bar = tqdm(range(done, total), desc=self.name, initial=done, total=total, disable=ranks.rank() > 0 or None)
         try:
             for step in self.bar:
-                ranks.at(f"{self.name} step {step}")
+                ranks.at("the beginning", f"{self.name} step {step}")
                 yield step
                 due = (step + 1) % cfg.save_every == 0 or time.monotonic() - saved > 60 * cfg.save_minutes
                 asked, due = map(max, zip(*ranks.together(lambda: (stop.wanted, due and step + 1 < total))))
@@ -118,7 +118,7 @@ class Folder:
 
     def save(self, step: int) -> None:
         """State after `step` steps: what `resume` was given. Random numbers derive from the step."""
-        ranks.at(f"saving {self.name} step {step}")
+        ranks.at("saving")
         began = time.perf_counter()
         tensors = {f"{which}.{n}": ranks.local(p.detach()) for which, model in self.models.items() for n, p in model.named_parameters()}
         for part, names in _parts(self.models["model"], self.optimizer):
@@ -135,7 +135,7 @@ class Folder:
 
         Metrics and samples are cut back to that step, so that no step stands twice."""
         self.models, self.optimizer = {"model": model} | ({"reference": reference} if reference else {}), optimizer
-        ranks.at(f"loading the state of {self.name}")
+        ranks.at("loading the state", self.name)
         step, tensors, meta = checkpoint.load_state(self.path / "state") or (0, {}, {})
         self.began, self.saving = self.began - meta.get("seconds", 0.0), meta.get("saving", 0.0)
         self.start_logs(step)
@@ -181,7 +181,7 @@ class Folder:
 
     def save_model(self, model: nn.Module, tokenizer, eos: list[int]) -> None:
         """The stage's result."""
-        ranks.at(f"saving the model of {self.name}")
+        ranks.at("saving the model", self.name)
         checkpoint.save_model(self.model, model, tokenizer, eos, eos[0])
 
     def done(self) -> bool:

@@ -26,7 +26,7 @@ HOUSE = [
     {"supervised": "checkpoint config data files losses model optim ranks rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config losses model optim ranks rewards rollout runtime tasks tokenizer types",
      "reject": "accuracy checkpoint config files hf_config rewards rollout runtime tasks tokenizer types world",
-     "evaluate": "accuracy checkpoint config files hf_config model rollout runtime tasks tokenizer types"},
+     "evaluate": "accuracy checkpoint config files hf_config model ranks rollout runtime tasks tokenizer types"},
     {"pipeline": "config evaluate files grpo ranks reject report rewards runtime sandbox stop strict supervised tasks types"},
     {"train": "config pipeline stop", "distill": "config pipeline stop",
      "sample": "checkpoint config evaluate explain files hf_config rollout runtime sampler sandbox tasks tokenizer types verify"},
