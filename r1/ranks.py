@@ -170,7 +170,7 @@ def shard(model: nn.Module, bf16: bool = False) -> nn.Module:
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard    # half a second that one rank needs not spend
     policy = MixedPrecisionPolicy(torch.bfloat16 if bf16 else None, torch.float32, cast_forward_inputs=False)
     for part in [*model.layers, model]:
-        fully_shard(part, mesh=_mesh, mp_policy=policy)
+        fully_shard(part, mesh=_mesh, mp_policy=policy, reshard_after_forward=True)     # the root too: a reference has no backward
     return model
 
 
@@ -186,7 +186,7 @@ def unsharded(model: nn.Module) -> Iterator[None]:
     finally:
         for m in parts:
             m.reshard()
-            m.set_reshard_after_forward(m is not model, recurse=False)     # the root's are needed at once in backward
+            m.set_reshard_after_forward(True, recurse=False)
 
 
 def whole(t: Tensor) -> Tensor:
