@@ -10,9 +10,9 @@ front and without the EOS marker. Nothing here raises at training time; settings
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
 import re
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -99,8 +99,7 @@ def overlong_penalty(spent: float) -> float:
 
 def repetition_penalty(completion: str, n: int = 4) -> float:
     """Minus the share of the n-grams of words that have been said before."""
-    words = _words(completion)
-    grams = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+    grams = _grams(_words(completion), n)
     return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
 
@@ -175,20 +174,17 @@ def language_reward(lang: str, completion: str) -> float:
     if lang == "ja":                                             # Chinese has no kana; Japanese, one to four Han at least
         kana = sum(script == "kana" for script, _ in words)
         inside = inside[:min(len(inside), 5 * kana)]
-    rivals = [COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts]
-    own = sum(word in COMMON[lang] and not any(word in r for r in rivals) for word in inside) if rivals else 0
-    foreign = sum(word not in COMMON[lang] and any(word in r for r in rivals) for word in inside) if rivals else 0
+    common = COMMON.get(lang, frozenset())
+    rival = frozenset().union(*(COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts))
+    own, foreign = sum(word in common - rival for word in inside), sum(word in rival - common for word in inside)
     return len(inside) / len(words) * (own / (own + foreign) if foreign else 1.0)
 
 
 def reasoning(completion: str) -> str:
     """The text inside <think>, or without one everything before <answer>."""
-    start = completion.find("<think>")
-    start = start + len("<think>") if start >= 0 else 0
-    end = completion.rfind("</think>", start)
-    if end < 0:
-        end = completion.find("<answer>", start)
-    return completion[start:end] if end >= 0 else completion[start:]
+    before, tag, after = completion.partition("<think>")
+    text = after if tag else before
+    return text.rpartition("</think>")[0] if "</think>" in text else text.partition("<answer>")[0]
 
 
 def check_lang(lang: str) -> None:
@@ -210,15 +206,15 @@ def is_repetitive(text: str) -> bool:
     words = _words(text)
     if len(words) < 20:
         return False
+    spaced = "".join(f" {word} " for word in words)      # str.count takes what does not overlap itself
     # an n-gram fills n/p of a loop of p words; for every p up to 128 one of these sizes fills two thirds
     for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
         if 4 * n > len(words):
             return False
-        grams = Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
-        gram, times = grams.most_common(1)[0]
+        gram, times = Counter(_grams(words, n)).most_common(1)[0]
         if times < 4:   # then no longer one is said more often
             return False
-        if 2 * n * _count_apart(words, list(gram)) > len(words):
+        if 2 * n * spaced.count("".join(f" {word} " for word in gram)) > len(words):
             return True
     return False
 
@@ -228,14 +224,8 @@ def _words(text: str) -> list[str]:
     return re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", text)
 
 
-def _count_apart(words: list[str], gram: list[str]) -> int:
-    """How often `gram` stands in `words` without overlapping itself."""
-    count = i = 0
-    while i + len(gram) <= len(words):
-        found = words[i:i + len(gram)] == gram
-        count += found
-        i += len(gram) if found else 1
-    return count
+def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
 
 
 # ---------------------------------------------------------------- a user's own reward
@@ -247,18 +237,15 @@ def load_reward(spec: str) -> Reward:
         raise UserError(f"reward {spec!r}: write it as file.py:function")
     if not Path(path).is_file():
         raise UserError(f"reward {spec!r}: there is no file {path!r}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if module_spec is None or module_spec.loader is None:
+    if not path.endswith(".py"):
         raise UserError(f"reward {spec!r}: {path!r} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
+        defined = runpy.run_path(path)
     except Exception as error:   # syntax errors included
         raise UserError(f"reward {spec!r}: {path!r} fails to load: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    if not callable(defined.get(name)):
+        names = [n for n, value in defined.items() if callable(value) and not n.startswith("_")]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}{hint}")
-    return function
+    return defined[name]
