@@ -70,15 +70,27 @@ def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
 # ---------------------------------------------------------------- format
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FORMAT = re.compile(r"\s*<think>(.*)</think>(.*)<answer>(.*)</answer>\s*", re.DOTALL)
+_FORMAT = re.compile("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", re.DOTALL)
 
 
 def format_reward(completion: str, finish: str) -> float:
     """1.0 for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
-    if finish != "eos" or any(completion.count(tag) != 1 for tag in TAGS):
-        return 0.0
+    return float(not format_fault(completion, finish))
+
+
+def format_fault(completion: str, finish: str) -> str:
+    """What the format rule objects to; "" for nothing."""
+    if finish != "eos":
+        return f"it did not end by itself ({finish})"
+    counts = {tag: completion.count(tag) for tag in TAGS}
+    if wrong := [f"{tag} {n} times" for tag, n in counts.items() if n != 1]:
+        return "each tag must stand once: " + ", ".join(wrong)
     match = _FORMAT.fullmatch(completion)   # each tag stands once, so there is only one way to match
-    return float(bool(match and is_visible(match[1]) and is_visible(match[3])))
+    if not match:
+        return "the tags are in the wrong order"
+    if not is_visible(match[2]) or not is_visible(match[3]):
+        return "an empty block"
+    return "nothing may stand before <think> or after </answer>" if match[1].strip() or match[4].strip() else ""
 
 
 def is_visible(text: str) -> bool:
