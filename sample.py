@@ -9,12 +9,19 @@
     python sample.py --explain '{"prompt": "1+1?", "answer": "2"}' "\\boxed{2.0}"
 """
 import argparse
+import contextlib
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 
+from r1 import sandbox
+from r1.config import Evaluate, Sample
+from r1.explain import explain, find
+from r1.files import write_text
+from r1.tasks import draw_distinct
 from r1.types import UserError
+from r1.verify import extract
 
 
 def main() -> int:
@@ -46,15 +53,14 @@ def main() -> int:
         parser.error("--temperature is at least 0 (0: greedy), --top-p above 0 and at most 1")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
-    sys.stdout.reconfigure(errors="replace")       # a model, or a file, may hold half a surrogate pair
     if args.model is None and args.explain is None:
         parser.error("which model? Name a folder, e.g. runs/tiny/r1/model")
+    sys.stdout.reconfigure(errors="replace")       # a model, or a file, may hold half a surrogate pair
+    args.sample = Sample(args.max_new_tokens, args.temperature, args.top_p)
     try:
         if args.sandbox == "unprotected":
-            from r1 import sandbox
             sandbox.allow_unprotected()
         if args.explain is not None:
-            from r1.explain import explain, find
             print(explain(*find(args.explain, args.model), args.reward))
             return 0
         from r1.checkpoint import load_model       # here, so that --help needs no torch
@@ -78,18 +84,13 @@ def main() -> int:
     return 0
 
 
-def settings(args):
-    from r1.config import Sample
-    return Sample(args.max_new_tokens, args.temperature, args.top_p)
-
-
 class Printer:
     """Writes tokens as they come: the thinking dimmed on a terminal, tags as headings."""
 
-    def __init__(self, tokenizer, thinking: bool):
-        self.tokenizer, self.ids, self.shown, self.thinking = tokenizer, [], "", thinking
+    def __init__(self, tokenizer, prompt: str):
+        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
         self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
-        if thinking:
+        if prompt.rstrip().endswith("<think>"):
             print(f"{self.dim}[thinking] ", end="")
 
     def __call__(self, id: int) -> None:
@@ -112,8 +113,8 @@ class Printer:
 def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
     """Print one completion while it is drawn; returns its text."""
     from r1.sampler import generate
-    printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
-    rollout = generate(model, [tokenizer.encode(prompt)], 1, settings(args), seed, eos,
+    printer = Printer(tokenizer, prompt)
+    rollout = generate(model, [tokenizer.encode(prompt)], 1, args.sample, seed, eos,
                        on_token=lambda q, g, id: None if id in eos else printer(id))[0][0]
     printer.end()
     if rollout.finish == "length":
@@ -124,17 +125,16 @@ def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
 def answer(args, model, tokenizer, eos) -> None:
     from r1.rollout import prompt_text
     from r1.sampler import generate
-    from r1.verify import extract
 
     prompt = prompt_text(tokenizer, args.template or None, args.prompt)
     if args.n == 1 and not args.vote:
         stream(args, model, tokenizer, eos, prompt, args.seed)
         return
-    rollouts = generate(model, [tokenizer.encode(prompt)], args.n, settings(args), args.seed, eos)[0]
+    rollouts = generate(model, [tokenizer.encode(prompt)], args.n, args.sample, args.seed, eos)[0]
     texts = [tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids) for r in rollouts]
     for i, text in enumerate(texts, 1):
         print(f"--- {i}")
-        printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
+        printer = Printer(tokenizer, prompt)
         printer.write(text)
         printer.end()
     if args.vote:
@@ -146,25 +146,17 @@ def chat(args, model, tokenizer, eos) -> None:
     if args.template:
         raise UserError("a chat uses the model's own chat template; give a prompt to use --template")
     messages = []
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            line = ""
-        if not line.strip():
-            return
-        messages.append({"role": "user", "content": line})
-        text = stream(args, model, tokenizer, eos, tokenizer.render_prompt(messages), args.seed + len(messages))
-        messages.append({"role": "assistant", "content": text.split("</think>")[-1].strip()})   # thoughts are not kept
+    with contextlib.suppress(EOFError):
+        while (line := input("> ")).strip():
+            messages.append({"role": "user", "content": line})
+            text = stream(args, model, tokenizer, eos, tokenizer.render_prompt(messages), args.seed + len(messages))
+            messages.append({"role": "assistant", "content": text.split("</think>")[-1].strip()})   # thoughts are not kept
 
 
 def measure(args, model, tokenizer, eos) -> None:
-    from r1.config import Evaluate
     from r1.evaluate import run, split, summary
-    from r1.files import write_text
-    from r1.tasks import draw_distinct
 
-    cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
+    cfg, figures = Evaluate(k=args.k, sample=args.sample), {}
     columns = ["problems", "pass@1", "se", f"cons@{args.k}", f"pass@{args.k}", "format", "language", "length", "truncated"]
     sets = {s: draw_distinct({s: 1}, args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
     print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))
