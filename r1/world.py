@@ -173,13 +173,9 @@ def _fact_table() -> dict[tuple[int, str], tuple[str, str]]:
     rng = random.Random(20250120)     # one fixed world
     capitals = PLACES[:]
     rng.shuffle(capitals)
-    table = {}
-    for i in range(len(PLACES)):
-        table[i, "capital"] = capitals[i]
-        table[i, "animal"] = rng.choice(ANIMALS)
-        table[i, "colour"] = rng.choice(list(zip(COLOURS["en"], COLOURS["zh"], strict=True)))
-        table[i, "river"], table[i, "food"] = rng.choice(RIVERS), rng.choice(FOODS)
-    return table
+    values = {"animal": ANIMALS, "colour": list(zip(COLOURS["en"], COLOURS["zh"], strict=True)), "river": RIVERS, "food": FOODS}
+    return {(i, topic): capital if topic == "capital" else rng.choice(values[topic])
+            for i, capital in enumerate(capitals) for topic in TOPICS}
 
 
 FACTS = _fact_table()
@@ -231,10 +227,8 @@ def make(family: str, rng: random.Random, test: bool, level: int | None = None,
         picked = level if level is not None else rng.choice(levels)
         key, prompts, answer, kind, steps = maker(rng, picked)
         if is_test(key) == test:
-            break
-    if kind == "text":
-        answer = answer[lang]
-    return Problem(family, f"{key}|{lang}", prompts[lang], answer, kind, lang, picked), steps
+            answer = answer[lang] if kind == "text" else answer
+            return Problem(family, f"{key}|{lang}", prompts[lang], answer, kind, lang, picked), steps
 
 
 def answer_text(problem: Problem) -> str:
