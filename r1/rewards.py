@@ -118,36 +118,27 @@ def repetition_penalty(completion: str, n: int = 4) -> float:
 # ---------------------------------------------------------------- language
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class
-    "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
+    "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff", "cyrillic": "\u0400-\u052f",
     "han": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
-    "kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff",
-    "hangul": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
-    "cyrillic": "\u0400-\u052f",
-    "greek": "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff",
-    "arabic": "\u0620-\u065f\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f",
-    "hebrew": "\u0591-\u05bd\u05d0-\u05ea",
-    "devanagari": "\u0900-\u0963\u0971-\u097f",
-}
+    "kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff", "hangul": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
+    "greek": "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff", "hebrew": "\u0591-\u05bd\u05d0-\u05ea",
+    "arabic": "\u0620-\u065f\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f", "devanagari": "\u0900-\u0963\u0971-\u097f"}
 LANGUAGES = {   # a language is the set of its scripts
     "en": {"latin"}, "de": {"latin"}, "fr": {"latin"}, "es": {"latin"}, "it": {"latin"}, "pt": {"latin"}, "zh": {"han"},
     "ru": {"cyrillic"}, "uk": {"cyrillic"}, "el": {"greek"}, "ar": {"arabic"}, "he": {"hebrew"}, "hi": {"devanagari"},
-    "ja": {"kana", "han"}, "ko": {"hangul"},
-}
+    "ja": {"kana", "han"}, "ko": {"hangul"}}
 # Frequent words tell languages of one script apart. What two of them share says nothing and counts for neither, so no
 # list but the English one has what is an English word too (die, hat, pour, son, non, as, do ...).
 COMMON = {lang: frozenset(words.split()) for lang, words in {
-    "en": "the of and to in is that it was for as with be by this are or from at which but have had has not we you they if then "
-          "so can will there each one all their would what when how because first next now let",
-    "de": "der das und ist nicht ein eine einen einem einer dem des auf für sich auch wir sie ich wenn dann aber oder nach "
-          "bei aus durch wird werden sind haben zuerst jetzt weil",
-    "fr": "le les des et est une dans que qui avec ne pas nous vous ils elle alors mais donc ou où sont ont cette ces du "
-          "au sur être puis chaque parce",
-    "es": "el los las es una para que por como pero más está tiene entonces cada del al lo su porque cuando "
-          "nosotros primero ahora",
-    "it": "il gli di è una che sono della delle nel nella quindi allora ogni perché abbiamo anche questo questa poi "
-          "dobbiamo ora",
-    "pt": "é uma que não são da das na nos para por então cada porque temos também isso esta este depois "
-          "primeiro agora em",
+    "en": "the of and to in is that it was for as with be by this are or from at which but have had has not we you they if then so can "
+          "will there each one all their would what when how because first next now let",
+    "de": "der das und ist nicht ein eine einen einem einer dem des auf für sich auch wir sie ich wenn dann aber oder nach bei aus durch "
+          "wird werden sind haben zuerst jetzt weil",
+    "fr": "le les des et est une dans que qui avec ne pas nous vous ils elle alors mais donc ou où sont ont cette ces du au sur être puis "
+          "chaque parce",
+    "es": "el los las es una para que por como pero más está tiene entonces cada del al lo su porque cuando nosotros primero ahora",
+    "it": "il gli di è una che sono della delle nel nella quindi allora ogni perché abbiamo anche questo questa poi dobbiamo ora",
+    "pt": "é uma que não são da das na nos para por então cada porque temos também isso esta este depois primeiro agora em",
     "ru": "и в не на что он как это по но из мы за то все она так его от или если был для при тогда сначала поэтому каждый",
     "uk": "і в не на що він як це по але з ми за то всі вона так його від або якщо був для при тоді спочатку тому кожен й та є",
 }.items()}
