@@ -23,10 +23,9 @@ from r1.tokenizer import Tokenizer
 from r1.types import UserError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output",
-         "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
+NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+         "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
          **{f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}, "self_attn.o_proj": "attn_output",
-         "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
          **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}}
 LLAMA3, QWEN2 = (      # they differ in how many digits stay together
     pre_tokenizers.Split(Regex(
@@ -82,8 +81,7 @@ class _File:
         self.file, self.fields = file, reader.fields
         self.arch = self.get("general.architecture")
         if self.arch not in ARCHITECTURES:
-            raise UserError(f"{file}: architecture {self.arch} is not supported; "
-                            f"supported are {', '.join(ARCHITECTURES)}")
+            raise UserError(f"{file}: architecture {self.arch} is not supported; supported are {', '.join(ARCHITECTURES)}")
         self.tensors = {t.name: t for t in reader.tensors}
 
     def get(self, key: str, default=None):
@@ -124,16 +122,13 @@ def _config(f: _File) -> ModelConfig:
         raise UserError(f"{f.file}: RoPE on a part of each head is not supported; choose another model")
     try:
         return ModelConfig(
-            vocab_size=int(f.tensor("token_embd.weight").shape[1]), hidden_size=width, num_attention_heads=heads,
-            intermediate_size=f.need("{arch}.feed_forward_length", int),
-            num_hidden_layers=f.need("{arch}.block_count", int), head_dim=head_dim,
+            vocab_size=int(f.tensor("token_embd.weight").shape[1]), hidden_size=width, num_attention_heads=heads, head_dim=head_dim,
+            intermediate_size=f.need("{arch}.feed_forward_length", int), num_hidden_layers=f.need("{arch}.block_count", int),
             num_key_value_heads=f.get("{arch}.attention.head_count_kv", heads),
             max_position_embeddings=f.need("{arch}.context_length", int),
-            rope_theta=_short(f.get("{arch}.rope.freq_base", 10000.0)),
-            rope_scaling=_rope_scaling(f, head_dim),
+            rope_theta=_short(f.get("{arch}.rope.freq_base", 10000.0)), rope_scaling=_rope_scaling(f, head_dim),
             rms_norm_eps=_short(f.need("{arch}.attention.layer_norm_rms_epsilon", float)),
-            tie_word_embeddings="output.weight" not in f.tensors,
-            attention_bias=f.arch == "qwen2", qk_norm=f.arch == "qwen3")
+            tie_word_embeddings="output.weight" not in f.tensors, attention_bias=f.arch == "qwen2", qk_norm=f.arch == "qwen3")
     except (ValueError, TypeError) as e:
         raise UserError(f"{f.file}: {e}; fetch another conversion of the model") from None
 
