@@ -79,8 +79,8 @@ def read_run(root: Path) -> dict:
     for name in [*known, *(n for n in sorted(started, key=started.get) if n not in known)]:
         config = root / name / "config.yaml"
         text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-        plain = {k: v for k, v in re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)}
-        stage = {"name": name, "kind": "", "init": "", **plain, **known.get(name, {})}
+        plain = re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)
+        stage = {"name": name, "kind": "", "init": "", **dict(plain), **known.get(name, {})}
         for key in ("done", "eval"):
             stage[key] = load_json(root / name / f"{key}.json") or stage.get(key) or {}
         stages.append(stage)
@@ -170,17 +170,6 @@ def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
     none = key in ("length_right", "length_wrong")                       # 0 there says that there was no such completion
     return [(number(m.get("step")), math.nan if none and not m.get(key) else number(m.get(key)))
             for m in rows if math.isfinite(number(m.get("step")))]
-
-
-def charts(rows: list[dict], kind: str) -> list[str]:
-    """Every chart for which a stage has figures; KL stays 0 where there is no reference."""
-    out = []
-    for title, unit, keys in [c for c in CHARTS if c[0] != "Loss"] if kind == "grpo" else CHARTS[-2:]:
-        series = {name: curve(rows, key) for key, name in keys.items()}
-        series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
-        if series and ("kl" not in keys or any(number(m.get("kl")) > 0 for m in rows)):
-            out.append(line_chart(series, title, unit))
-    return out
 
 
 # Samples
@@ -300,10 +289,16 @@ def tasks_html(run: dict) -> str:
 
 
 def curves_html(root: Path, run: dict) -> str:
+    """Every chart for which a stage has figures; KL stays 0 where there is no reference."""
     out = []
     for s in run["stages"]:
-        rows = list(read_lines(root / s["name"] / "metrics.jsonl"))
-        drawn = charts(rows, "grpo" if any("accuracy" in m for m in rows) else "")
+        rows, drawn = list(read_lines(root / s["name"] / "metrics.jsonl")), []
+        rl = any("accuracy" in m for m in rows)
+        for title, unit, keys in [c for c in CHARTS if c[0] != "Loss"] if rl else CHARTS[-2:]:
+            series = {name: curve(rows, key) for key, name in keys.items()}
+            series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
+            if series and ("kl" not in keys or any(number(m.get("kl")) > 0 for m in rows)):
+                drawn.append(line_chart(series, title, unit))
         if drawn:
             words = f"{s['kind']}{' from ' + s['init'] if s['init'] else ''}, {len(rows)} steps"
             words += f", {minutes(s)} minutes" if s["done"] else ", not finished"

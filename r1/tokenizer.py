@@ -90,9 +90,9 @@ class Tokenizer:
         """The same tokenizer whose chat template writes a plain `template` with {prompt}; None changes nothing."""
         if template is None:
             return self
-        head, tail = template.split("{prompt}", 1)
-        text = lambda s: json.dumps(s, ensure_ascii=False)  # noqa: E731  (Jinja knows no surrogate pairs)
-        source = f"{{{{ {text(head)} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {text(tail)} }}}}"
+        # as literals of Jinja, which knows no surrogate pairs
+        head, tail = (json.dumps(text, ensure_ascii=False) for text in template.split("{prompt}", 1))
+        source = f"{{{{ {head} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {tail} }}}}"
         return Tokenizer(self.core, {**self.config, "chat_template": source})
 
     def save(self, path: str | Path) -> None:
