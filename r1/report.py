@@ -10,7 +10,6 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
 from r1.files import write_text
@@ -120,21 +119,21 @@ def in_paper(run: dict) -> bool:
     return any(s["name"] in PAPER for s in run.get("stages", []))
 
 
-def stage_rows(run: dict) -> tuple[list[tuple[str, list[list[str]], list[str]]], list[str]]:
-    """(name, figures of each domain, last columns) of every evaluated stage, and the head of the last columns."""
-    names, compared = all_domains(run), in_paper(run)
-    rows = [(s["name"], [figures(domains(s).get(name, {}), s["eval"].get("k")) for name in names],
-             [minutes(s)] + [PAPER.get(s["name"], "")] * compared) for s in run.get("stages", []) if domains(s)]
-    return rows, ["minutes"] + ["paper (AIME 2024)"] * compared
+def stage_rows(run: dict, join=list) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of evaluated stages; `join` may put columns of a domain together."""
+    k, names, compared = samples_k(run), all_domains(run), in_paper(run)
+    head = join(["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"]) * len(names)
+    rows = [[s["name"], *(cell for n in names for cell in join(figures(domains(s).get(n, {}), s["eval"].get("k")))),
+             minutes(s), *[PAPER.get(s["name"], "")] * compared] for s in run.get("stages", []) if domains(s)]
+    return ["stage", *head, "minutes", *["paper (AIME 2024)"] * compared], rows
 
 
 def stage_table(results: dict) -> str:
     """The evaluated stages of a results.json as a Markdown table; figures in percent, lengths in tokens."""
-    k, (stages, last_head) = samples_k(results), stage_rows(results)
-    head = [h for name in all_domains(results) for h in (f"{name}: pass@1 ± se", f"cons@{k} / pass@{k}", "format / language", "length")]
-    rows = [[f"`{name}`", *(cell for f in each for cell in (f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5])), *last]
-            for name, each, last in stages]
-    return markdown_table(["stage", *head, *last_head], rows)
+    head, rows = stage_rows(results, lambda f: [f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5]])
+    for i, name in enumerate(all_domains(results)):
+        head[1 + 4 * i] = f"{name}: {head[1 + 4 * i]}"
+    return markdown_table(head, [[f"`{name}`", *cells] for name, *cells in rows])
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -152,12 +151,10 @@ def headlines(run: dict) -> list[str]:
     """What changed from checkpoint to checkpoint, one sentence each."""
     by_name, out = {s["name"]: domains(s) for s in run["stages"]}, []
     for a, b, role in STEPS:
-        parts = []
-        for d in [d for d in by_name.get(b, {}) if d in by_name.get(a, {})]:
-            x, y = by_name[a][d], by_name[b][d]
-            lengths = " → ".join(f"{number(z.get('length')):.0f}" for z in (x, y))
-            parts.append(f"{d} {percent(x['pass@1'])} → {percent(y['pass@1'])}, language {percent(x.get('language'))} → "
-                         f"{percent(y.get('language'))}, length {lengths}")
+        old, new = by_name.get(a, {}), by_name.get(b, {})
+        parts = [f"{d} {percent(x['pass@1'])} → {percent(y['pass@1'])}, language {percent(x.get('language'))} → "
+                 f"{percent(y.get('language'))}, length {number(x.get('length')):.0f} → {number(y.get('length')):.0f}"
+                 for d, y in new.items() if (x := old.get(d))]
         if parts:
             out.append(f"{a} → {b} ({role}): {'; '.join(parts)}")
     return out
@@ -242,15 +239,14 @@ def page(root: Path, run: dict) -> str:
 
 
 def stages_html(run: dict) -> str:
-    names, k, (stages, last_head) = all_domains(run), samples_k(run), stage_rows(run)
-    if not stages:
+    names, (head, rows) = all_domains(run), stage_rows(run)
+    if not rows:
         return ""
-    head = ["stage"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names) + last_head
-    rows = [[name, *chain.from_iterable(each), *last] for name, each, last in stages]
-    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + "<th></th>" * len(last_head) + "</tr>"
+    last = "<th></th>" * (len(head) - 1 - 6 * len(names))
+    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + last + "</tr>"
     changes = "".join(f"<li>{h(line)}</li>" for line in headlines(run))
     return (html_table(head, rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
-            + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(k)} samples per problem, ± its standard '
+            + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(samples_k(run))} samples per problem, ± its standard '
             f"error over problems. {h(PAPER_NOTE) if in_paper(run) else ''}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
 
 
