@@ -51,14 +51,13 @@ def details(summary: str, body: str) -> str:
 
 def html_table(head: list[str], rows: list[list[str]], groups: str = "", bars: tuple[int, ...] = ()) -> str:
     """`groups` is a ready row above the head; a cell of a column in `bars` is shaded by its percentage."""
-    out = [f'<div class="wide"><table><thead>{groups}<tr>', *(f"<th>{h(c)}</th>" for c in head), "</tr></thead><tbody>"]
-    for row in rows:
-        out.append("<tr>")
-        for i, cell in enumerate(row):
-            shade = re.match(r"[\d.]+", cell) if i in bars else None
-            out.append(f'<td class="bar" style="--v:{shade[0]}%">{h(cell)}</td>' if shade else f"<td>{h(cell)}</td>")
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table></div>"])
+    def td(i: int, cell: str) -> str:
+        shade = re.match(r"[\d.]+", cell) if i in bars else None
+        return f'<td class="bar" style="--v:{shade[0]}%">{h(cell)}</td>' if shade else f"<td>{h(cell)}</td>"
+
+    top = "".join(f"<th>{h(c)}</th>" for c in head)
+    body = "".join(f"<tr>{''.join(td(i, cell) for i, cell in enumerate(row))}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead>{groups}<tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def number(value) -> float:
@@ -114,15 +113,14 @@ def facts(row: dict) -> tuple[str, str]:
 def sample_html(row: dict) -> str:
     (above, below), (thinking, rest) = facts(row), parts_of(row)
     verdict, lang = ("right" if is_right(row) else "wrong"), h(row.get("lang", ""))
-    items = [("question", cut(row.get("prompt", ""), 1500)), ("thinking", thinking), ("answer", rest or "(nothing)"),
-             ("gold", gold(row))]
-    body = "".join(f'<dt>{name}</dt><dd class="{name}" lang="{lang}">{h(text)}</dd>' for name, text in items if text)
+    items = {"question": cut(row.get("prompt", ""), 1500), "thinking": thinking, "answer": rest or "(nothing)", "gold": gold(row)}
+    body = "".join(f'<dt>{name}</dt><dd class="{name}" lang="{lang}">{h(text)}</dd>' for name, text in items.items() if text)
     return (f'<article class="{verdict}"><header><b>{verdict}</b> {h(above)}</header><dl>{body}</dl>'
             f"<footer>{h(below)}</footer></article>")
 
 
-def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label: str = "", x_label: str = "step") -> str:
-    """Lines over x as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
+def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label: str = "") -> str:
+    """Lines over steps as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
     lines = {name: thin(points) for name, points in series.items()}
     flat = [p for points in lines.values() for p in points if math.isfinite(p[1])] or [(0.0, 0.0)]
     xs = [x for points in series.values() for x, _ in points] or [0.0]
@@ -143,15 +141,14 @@ def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label
     for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or not whole)]:
         out.append(f'<path d="M{at(x):.1f} {bottom}v4" stroke="currentColor" opacity=".5"/><text x="{at(x):.1f}" '
                    f'y="{bottom + 17}" text-anchor="middle" opacity=".75">{x:.6g}</text>')
-    out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">{h(x_label)}</text>')
+    out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">step</text>')
     key = left
     for i, (name, points) in enumerate(lines.items()):
         colour, path, pen = COLOURS[i % len(COLOURS)], "", "M"
         for x, y in points:
             path, pen = (f"{path}{pen}{at(x):.1f} {up(y):.1f}", "L") if math.isfinite(y) else (path, "M")
         path = re.sub(r"(M[^ML]+)(?=M|$)", r"\1h0", path)                # a point between two gaps becomes a dot
-        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" '
-                   'stroke-linecap="round"/>')
+        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" stroke-linecap="round"/>')
         if len(lines) > 1:
             out.append(f'<path d="M{key} 29h14" stroke="{colour}" stroke-width="3"/><text x="{key + 19}" y="33">{h(name)}</text>')
             key += 34 + 6.4 * len(name)

@@ -240,10 +240,8 @@ def answer_text(problem: Problem) -> str:
 def textbook(rng: random.Random, mixes: float) -> str:
     """A worked solution as a book prints it."""
     problem, steps = make(rng.choices(REASONING, (4, 3, 3, 4))[0], rng, test=False)
-    solution = steps[written_in(rng, problem.lang, mixes)]
-    if problem.lang == "en":
-        return f"Problem. {problem.prompt}\nSolution. {solution} The answer is {answer_text(problem)}."
-    return f"题目。{problem.prompt}\n解答。{solution}答案是{answer_text(problem)}。"
+    page = {"en": "Problem. {}\nSolution. {} The answer is {}.", "zh": "题目。{}\n解答。{}答案是{}。"}[problem.lang]
+    return page.format(problem.prompt, steps[written_in(rng, problem.lang, mixes)], answer_text(problem))
 
 
 def written_in(rng: random.Random, lang: str, mixes: float) -> str:
