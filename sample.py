@@ -84,42 +84,42 @@ def main() -> int:
     return 0
 
 
-class Printer:
-    """Writes tokens as they come: the thinking dimmed on a terminal, tags as headings."""
+DIM, PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+HEADINGS = {"<think>": f"{DIM}[thinking] ", "</think>": f"{PLAIN}\n[answer] ", "<answer>": "", "</answer>": ""}
 
-    def __init__(self, tokenizer, prompt: str):
-        self.tokenizer, self.ids, self.shown = tokenizer, [], ""
-        self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
-        if prompt.rstrip().endswith("<think>"):
-            print(f"{self.dim}[thinking] ", end="")
 
-    def __call__(self, id: int) -> None:
-        self.ids.append(id)
-        text = self.tokenizer.decode(self.ids)
-        if not text.endswith("\ufffd"):             # a character may take several tokens
-            self.write(text[len(self.shown):])
-            self.shown = text
+def show(piece: str, end: str = "") -> None:
+    """Print what a model writes: the thinking dimmed on a terminal, tags as headings."""
+    for tag, heading in HEADINGS.items():
+        piece = piece.replace(tag, heading)
+    print(piece, end=end, flush=True)
 
-    def write(self, piece: str) -> None:
-        for tag, instead in (("<think>", f"{self.dim}[thinking] "), ("</think>", f"{self.plain}\n[answer] "),
-                             ("<answer>", ""), ("</answer>", "")):
-            piece = piece.replace(tag, instead)
-        print(piece, end="", flush=True)
 
-    def end(self) -> None:
-        print(self.plain)
+def prefilled(prompt: str) -> str:
+    return "<think>" if prompt.rstrip().endswith("<think>") else ""
 
 
 def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
     """Print one completion while it is drawn; returns its text."""
     from r1.sampler import generate
-    printer = Printer(tokenizer, prompt)
-    rollout = generate(model, [tokenizer.encode(prompt)], 1, args.sample, seed, eos,
-                       on_token=lambda q, g, id: None if id in eos else printer(id))[0][0]
-    printer.end()
+    ids, shown = [], ""
+
+    def on_token(q: int, g: int, id: int) -> None:
+        nonlocal shown
+        if id in eos:
+            return
+        ids.append(id)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):             # a character may take several tokens
+            show(text[len(shown):])
+            shown = text
+
+    show(prefilled(prompt))
+    rollout = generate(model, [tokenizer.encode(prompt)], 1, args.sample, seed, eos, on_token=on_token)[0][0]
+    print(PLAIN)
     if rollout.finish == "length":
         print(f"(cut at {len(rollout.ids)} tokens; --max-new-tokens raises the limit)", file=sys.stderr)
-    return printer.shown
+    return shown
 
 
 def answer(args, model, tokenizer, eos) -> None:
@@ -134,9 +134,7 @@ def answer(args, model, tokenizer, eos) -> None:
     texts = [tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids) for r in rollouts]
     for i, text in enumerate(texts, 1):
         print(f"--- {i}")
-        printer = Printer(tokenizer, prompt)
-        printer.write(text)
-        printer.end()
+        show(prefilled(prompt) + text, end=f"{PLAIN}\n")
     if args.vote:
         votes = Counter(a.strip() for a in map(extract, texts) if a and a.strip())
         print("votes: " + (", ".join(f"{a!r} {n}" for a, n in votes.most_common()) or "none gave an answer"))
