@@ -208,10 +208,8 @@ def _tokenizer(f: _File, vocab_size: int) -> tuple[Tokenizer, list[int]]:
             raise UserError(f"{f.file}: the {name} token has id {i}, but there are {len(tokens)} tokens")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
               "add_bos_token": bool(f.get("tokenizer.ggml.add_bos_token", first is LLAMA3)),
-              "model_max_length": f.need("{arch}.context_length", int),
-              "chat_template": f.get("tokenizer.chat_template"),
-              **{f"{name}_token": None if ids[name] is None else tokens[ids[name]]
-                 for name in ("bos", "eos", "pad", "unk")}}
+              "model_max_length": f.need("{arch}.context_length", int), "chat_template": f.get("tokenizer.chat_template"),
+              **{f"{name}_token": None if ids[name] is None else tokens[ids[name]] for name in ("bos", "eos", "pad", "unk")}}
     if config["add_bos_token"] and ids["bos"] is not None:    # for transformers; `Tokenizer.encode` adds nothing
         bos = config["bos_token"]
         core.post_processor = processors.TemplateProcessing(

@@ -10,6 +10,7 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from r1.files import write_text
@@ -48,11 +49,10 @@ def write_report(root: Path) -> None:
 
 def load_json(file: Path) -> dict:
     """The file's object; {} if it is missing or half written."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError):
+        if isinstance(found := json.loads(file.read_text(encoding="utf-8")), dict):
+            return found
+    return {}
 
 
 def read_lines(file: Path) -> Iterator[dict]:
@@ -60,12 +60,9 @@ def read_lines(file: Path) -> Iterator[dict]:
     if file.is_file():
         with file.open(encoding="utf-8", errors="replace") as f:
             for line in f:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    yield row
+                with suppress(ValueError):
+                    if isinstance(row := json.loads(line), dict):
+                        yield row
 
 
 def read_run(root: Path) -> dict:
