@@ -7,11 +7,9 @@ A student may also be a .yaml whose last stage makes it. The stages are those of
 `traces.problems=2000` or `distilled.epochs=3` change them. Running it again continues where it stopped.
 """
 import argparse
-import shlex
 import sys
 
-from r1 import config
-from r1.types import UserError
+from r1 import config, stop
 
 
 def main() -> int:
@@ -25,17 +23,13 @@ def main() -> int:
     whole = bool(args.words) and "=" not in args.words[0]
     if any(named) == whole or not whole and not all(named):
         parser.error("name either a config, or --teacher, --student and --data")
-    try:
+
+    def work() -> None:
         cfg = config.load(args.words[0], args.words[1:]) if whole else plan(*named[:2], args.data.split(","), args.words)
         from r1 import pipeline     # here, so that --help and errors in the config need no torch
         pipeline.run(cfg)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues: python {shlex.join(sys.argv)}", file=sys.stderr)
-        return 130
-    return 0
+
+    return stop.ends(work)
 
 
 def plan(teacher: str, student: str, data: list[str], overrides: list[str]) -> config.Config:

@@ -6,11 +6,9 @@
     python train.py configs/tiny.yaml --only zero              one stage
 """
 import argparse
-import shlex
 import sys
 
-from r1 import config
-from r1.types import UserError
+from r1 import config, stop
 
 
 def main() -> int:
@@ -20,20 +18,16 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="show the stages and which are done")
     parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
     args = parser.parse_intermixed_args()          # key=value may stand on either side of --only
-    try:
+
+    def work() -> None:
         cfg = config.load(args.config, args.overrides)
         from r1 import pipeline     # here, so that --help and errors in the config need no torch
         if args.list:
             pipeline.list_stages(cfg)
         else:
             pipeline.run(cfg, args.only)
-    except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"\nstopped; the same command continues: python {shlex.join(sys.argv)}", file=sys.stderr)
-        return 130
-    return 0
+
+    return stop.ends(work)
 
 
 if __name__ == "__main__":

@@ -6,12 +6,11 @@ and the tokenizer's files, as transformers reads and writes them.
 """
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import sys
-from contextlib import suppress
+from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -19,6 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from r1 import ranks
+from r1.files import digest, discard, make_aside, publish, recover, sync, writing
 from r1.hf_config import config_json, load_config, read_json
 from r1.model import Transformer, rope_frequencies
 from r1.types import UserError
@@ -26,56 +27,8 @@ from r1.types import UserError
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
-# ---- files and folders -------------------------------------------------------------------------
-
 def write_json(file: Path, value: dict) -> None:
     file.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
-
-
-def _aside(path: Path) -> Path:
-    """A fresh `.tmp-` folder beside `path`, on the same file system so that a rename can publish it."""
-    aside = path.with_name(f".tmp-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    return aside
-
-
-def _discard(path: Path) -> None:
-    """Delete a folder under another name, so that a half-deleted one is never taken for a whole one."""
-    trash = path.with_name(f".trash-{path.name}")
-    shutil.rmtree(trash, ignore_errors=True)
-    os.rename(path, trash)
-    shutil.rmtree(trash, ignore_errors=True)
-
-
-def _publish(aside: Path, path: Path) -> None:
-    """Sync what is in `aside` and rename it to `path`, in place of what may be there."""
-    old = path.with_name(f".old-{path.name}")
-    mode = next(aside.glob("*.json")).stat().st_mode & 0o777
-    for file in aside.iterdir():
-        os.chmod(file, mode)                           # safetensors writes 0600 whatever the umask says
-        _sync(file)
-    _sync(aside)
-    if path.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(path, old)                           # a folder cannot be renamed over a full one
-    os.rename(aside, path)
-    _sync(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _recover(path: Path) -> None:
-    """Put back the old folder if `_publish` was killed between its two renames."""
-    old = path.with_name(f".old-{path.name}")
-    if old.exists() and not path.exists():
-        with suppress(OSError):                        # another rank was quicker
-            os.rename(old, path)
 
 
 def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -117,25 +70,31 @@ def save_model(path, model: Transformer, tokenizer=None, eos_ids=(), pad_id: int
                shard_bytes: int = 5_000_000_000) -> None:
     """Write `model` (and what `tokenizer.save(folder)` writes) as a Hugging Face folder, whole or not at all.
 
-    A model already at `path` is replaced, with all that lies beside it; UserError if that is no model.
-    """
-    path = Path(os.path.realpath(path))
-    _recover(path)
+    A model already at `path` is replaced, with all that lies beside it; UserError if that is no model, or the disk is full.
+    All ranks take part, and the first writes."""
+    path, tensors = Path(os.path.realpath(path)), {}
+    for name, p in model.named_parameters():           # names a tied weight once
+        full = ranks.whole(p.detach())
+        if ranks.rank() == 0:
+            tensors[_hf_name(name)] = full.cpu()
+    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
+    eos = [int(i) for i in eos_ids]
+    ranks.lead(lambda: _save_model(path, tensors, config_json(model.cfg, dtype, eos, pad_id), tokenizer, shard_bytes))
+
+
+def _save_model(path: Path, tensors: dict[str, Tensor], config: dict, tokenizer, shard_bytes: int) -> None:
+    recover(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir()) and not (path / "config.json").exists()
                           or any(p.is_dir() for p in path.iterdir())):
         raise UserError(f"{path} holds other things than a model and would be replaced; give a new folder")
-    eos = [int(i) for i in eos_ids]
-    dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    config = config_json(model.cfg, dtype, eos, pad_id)
-    aside = _aside(path)
-    write_json(aside / "config.json", config)
-    write_json(aside / "generation_config.json", {key: config[key] for key in ("bos_token_id", "pad_token_id")}
-               | {"eos_token_id": eos or None})
-    tensors = {_hf_name(name): p for name, p in model.named_parameters()}    # names a tied weight once
-    _write_weights(aside, _plain(tensors), shard_bytes)
-    if tokenizer is not None:
-        tokenizer.save(aside)
-    _publish(aside, path)
+    with writing(path, sum(t.nbytes for t in tensors.values())):
+        aside = make_aside(path)
+        write_json(aside / "config.json", config)
+        write_json(aside / "generation_config.json", {k: config[k] for k in ("bos_token_id", "pad_token_id", "eos_token_id")})
+        _write_weights(aside, _plain(tensors), shard_bytes)
+        if tokenizer is not None:
+            tokenizer.save(aside)
+        publish(aside, path)
 
 
 def _weight_files(path: Path) -> dict[Path, set[str]]:
@@ -186,7 +145,7 @@ def _fits(t: Tensor, param: Tensor | None, name: str, file: Path, config: Path) 
 def load_model(path, device="cpu", dtype: torch.dtype = torch.float32) -> Transformer:
     """The model of a Hugging Face folder, its weights cast to `dtype`; UserError names what does not fit."""
     path = Path(path)
-    _recover(path)
+    recover(path)
     cfg = load_config(path)
     with torch.device("meta"):                         # no memory, no random draws
         model = Transformer(cfg).to(dtype)
@@ -215,11 +174,6 @@ def load_model(path, device="cpu", dtype: torch.dtype = torch.float32) -> Transf
 
 # ---- run state ---------------------------------------------------------------------------------
 
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()
-
-
 def _steps(folder: Path) -> dict[int, Path]:
     """State folders by step, the newest first."""
     found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdigit()}
@@ -227,50 +181,94 @@ def _steps(folder: Path) -> dict[int, Path]:
 
 
 def save_state(folder, step: int, tensors: dict[str, Tensor], meta: dict) -> None:
-    """Write `folder/step-00000012` with a manifest of hashes; of the others keep only the one before."""
+    """Write `folder/step-00000012` with a manifest of hashes; of the others keep only the one before.
+
+    Every rank writes the rows it holds to a file of its own; numbers (no dimension) are the same on all. UserError
+    if the disk is full."""
     path = Path(folder).absolute() / f"step-{step:08d}"
-    aside = _aside(path)
+    index, count, original = ranks.part()
+    with writing(path, sum(t.nbytes for t in tensors.values())):
+        aside = ranks.lead(lambda: make_aside(path))
+        written = ranks.together(lambda: _write_piece(aside / _piece(index, count), tensors) if original else {})
+        ranks.lead(lambda: _finish_state(path, aside, {k: v for files in written for k, v in files.items()}, step, meta))
+
+
+def _piece(index: int, count: int) -> str:
+    return f"state-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _write_piece(file: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
+    save_file(_plain(tensors), file)
+    return _vouch(file)
+
+
+def _vouch(file: Path) -> dict[str, dict]:
+    sync(file)
+    return {file.name: {"size": file.stat().st_size, "sha256": digest(file)}}
+
+
+def _finish_state(path: Path, aside: Path, pieces: dict[str, dict], step: int, meta: dict) -> None:
     write_json(aside / "meta.json", meta)
-    save_file(_plain(tensors), aside / "state.safetensors")
-    files = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in sorted(aside.iterdir())}
-    for name in files:
-        _sync(aside / name)
-    write_json(aside / "MANIFEST.json", {"step": step, "files": files})    # last: it vouches for the others
-    _publish(aside, path)
+    write_json(aside / "MANIFEST.json", {"step": step, "files": pieces | _vouch(aside / "meta.json")})    # last: it vouches
+    publish(aside, path)
     steps = _steps(path.parent)
     kept = [s for s in steps if s <= step][:2]         # later ones are of a run that was rolled back
     for s in steps:
         if s not in kept:
-            _discard(steps[s])
+            discard(steps[s])
 
 
-def _read_state(path: Path, step: int) -> tuple[int, dict[str, Tensor], dict]:
-    """One state folder, or an exception that tells why it is not as it was written."""
+def _verified(path: Path, step: int) -> tuple[list[Path], dict]:
+    """The pieces and the meta of one state folder, or an exception that tells why it is not as it was written."""
     manifest = json.loads((path / "MANIFEST.json").read_text(encoding="utf-8"))
-    if manifest["step"] != step or set(manifest["files"]) != {"meta.json", "state.safetensors"}:
+    pieces = [_piece(i, len(manifest["files"]) - 1) for i in range(len(manifest["files"]) - 1)]
+    if manifest["step"] != step or set(manifest["files"]) != {"meta.json", *pieces} or not pieces:
         raise ValueError("MANIFEST.json belongs to something else")
     for name, entry in manifest["files"].items():
-        if (path / name).stat().st_size != entry["size"] or _sha256(path / name) != entry["sha256"]:
+        if (path / name).stat().st_size != entry["size"] or digest(path / name) != entry["sha256"]:
             raise ValueError(f"{name} is not as it was written")
-    with safe_open(path / "state.safetensors", "pt") as f:
-        tensors = {name: f.get_tensor(name).clone() for name in f.keys()}    # off the mapped file
-    return step, tensors, json.loads((path / "meta.json").read_text(encoding="utf-8"))
+    return [path / name for name in pieces], json.loads((path / "meta.json").read_text(encoding="utf-8"))
 
 
 def load_state(folder) -> tuple[int, dict[str, Tensor], dict] | None:
-    """The newest state that verifies as (step, tensors, meta), or None. Warns on stderr if it fell back."""
-    folder, broken, found = Path(folder), [], None
+    """The newest state that verifies as (step, tensors, meta), or None where none was saved: of every tensor the rows
+    that this rank holds, however many ranks wrote them. Warns on stderr if it fell back; UserError if nothing is whole."""
+    found = ranks.lead(lambda: _newest(Path(folder)))
+    if not found:
+        return None
+    step, files, meta = found
+    with ExitStack() as stack:
+        pieces = [stack.enter_context(safe_open(file, "pt")) for file in files]
+        return step, {name: _own_rows(pieces, name) for name in pieces[0].keys()}, meta
+
+
+def _own_rows(pieces: list, name: str) -> Tensor:
+    slices = [p.get_slice(name) for p in pieces]
+    if not slices[0].get_shape():
+        return pieces[0].get_tensor(name).clone()      # off the mapped file
+    sizes, own, at = [s.get_shape()[0] for s in slices], [], 0
+    first, last = ranks.rows(sum(sizes))
+    for s, n in zip(slices, sizes, strict=True):
+        own.append(s[min(max(first - at, 0), n):min(max(last - at, 0), n)])
+        at += n
+    return torch.cat(own)
+
+
+def _newest(folder: Path) -> tuple[int, list[Path], dict] | None:
+    broken, found = [], None
     for left in [p for kind in ("tmp", "trash", "old") for p in folder.glob(f".{kind}-step-*")]:
         shutil.rmtree(left, ignore_errors=True)        # of a save that was killed
     for step, path in _steps(folder).items():
         try:
-            found = _read_state(path, step)
+            found = (step, *_verified(path, step))
             break
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
             broken.append(f"{path} ({e})")
+    if broken and not found:
+        raise UserError(f"no saved state is whole: {'; '.join(broken)}. Put it back from a copy, or delete {folder.parent} "
+                        f"to start that stage from its beginning")
     if broken:
-        then = f"continuing from step {found[0]}" if found else "none is left, starting from the beginning"
-        print(f"warning: saved state {' and '.join(broken)} is damaged; {then}", file=sys.stderr)
+        print(f"warning: saved state {' and '.join(broken)} is damaged; continuing from step {found[0]}", file=sys.stderr)
     return found
 
 
@@ -288,7 +286,7 @@ def _parameters(optimizer, names: list[str]) -> dict[str, Tensor]:
 def optimizer_tensors(optimizer, names: list[str]) -> dict[str, Tensor]:
     """Adam's state as `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>` and Muon's as `momentum_buffer.<name>`;
     names in the order of the optimiser's parameters."""
-    return {f"{key}.{name}": value for name, p in _parameters(optimizer, names).items()
+    return {f"{key}.{name}": ranks.local(value) for name, p in _parameters(optimizer, names).items()
             for key, value in optimizer.state.get(p, {}).items()}
 
 
@@ -298,7 +296,8 @@ def load_optimizer(optimizer, names: list[str], tensors: dict[str, Tensor]) -> N
     for i, (name, p) in enumerate(_parameters(optimizer, names).items()):
         mine = {key: tensors[f"{key}.{name}"].clone()  # a copy, because optimisers write into their state
                 for key in (*ADAM_STATE, "momentum_buffer") if f"{key}.{name}" in tensors}
-        if tuple(mine) not in ((), ADAM_STATE, ("momentum_buffer",)) or any(mine[key].shape != p.shape for key in mine if key != "step"):
+        if tuple(mine) not in ((), ADAM_STATE, ("momentum_buffer",)) or any(
+                mine[key].shape != ranks.local(p).shape for key in mine if key != "step"):
             raise UserError(f"the saved optimiser state of {name} does not fit its parameter; start the stage afresh")
-        state.update({i: mine} if mine else {})
+        state.update({i: {k: ranks.like(p, v) if v.dim() else v for k, v in mine.items()}} if mine else {})
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

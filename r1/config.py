@@ -49,7 +49,8 @@ class Stage:
     name: str
     kind: str
     init: str = ""                     # a stage before this one, a model folder, a .gguf file or package:NAME
-    save_every: int = 50               # steps between states that a killed run continues from
+    save_every: int = 50               # steps between states that a killed run continues from ...
+    save_minutes: float = 10           # ... and at least so often
 
 
 @dataclass
@@ -139,6 +140,7 @@ class Config:
     seed: int = 0
     threads: int = 0                   # CPU threads; 0: what torch takes
     device: str = "auto"
+    timeout: float = 600               # seconds that ranks (torchrun) wait for each other before the run is broken off
     sandbox: str = "strict"            # code is run only under a kernel's protection; "unprotected": also without
     templates: dict[str, str] = field(default_factory=dict)   # name -> text with {prompt}; "chat" is the model's own
     evaluate: Evaluate = field(default_factory=Evaluate)
@@ -297,6 +299,8 @@ def _check_values(part: Any, at: str) -> None:
             _check_values(value, f"{at}.{key}")
         elif key in CHOICES and value not in CHOICES[key]:
             raise UserError(f"{at}.{key} is {value!r}{nearest(value, CHOICES[key])}")
+        elif key == "timeout" and not value > 0:
+            raise UserError(f"{at}.timeout must be above 0 seconds, found {value}")
         elif isinstance(value, (int, float)) and not value >= (key in COUNTS):     # NaN too
             raise UserError(f"{at}.{key} must be at least {int(key in COUNTS)}, found {value}")
         elif key == "top_p" and not 0 < value <= 1:

@@ -16,7 +16,7 @@ def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batc
     ids = torch.zeros(B, T + 1, dtype=torch.long)
     mask = torch.zeros(B, T, dtype=torch.bool)
     w, adv = torch.zeros(B, T), torch.zeros(B, T)
-    old_logp = torch.zeros(B, T) if any(e.old_logp for e in examples) else None
+    old_logp = torch.zeros(B, T)
     for b, e in enumerate(examples):
         n = len(e.ids)
         ids[b, :n] = torch.tensor(e.ids)
@@ -25,11 +25,7 @@ def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batc
         adv[b, :n - 1] = mask[b, :n - 1] * e.adv
         if e.old_logp:
             old_logp[b][mask[b]] = torch.tensor(e.old_logp)
-    batch = Batch(ids[:, :-1], ids[:, 1:], mask, w, adv, old_logp)
-    for name, value in vars(batch).items():
-        if value is not None:
-            setattr(batch, name, value.to(device))
-    return batch
+    return Batch(*(t.to(device) for t in (ids[:, :-1], ids[:, 1:], mask, w, adv, old_logp)))
 
 
 def micro_batches(examples: list[Example], max_tokens: int) -> list[list[Example]]:

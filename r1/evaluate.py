@@ -9,10 +9,9 @@ import math
 import time
 from collections import defaultdict
 
-from r1 import checkpoint
+from r1 import checkpoint, ranks
 from r1.accuracy import find_answer
 from r1.config import Evaluate, to_dict
-from r1.files import write_jsonl, write_text
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.rollout import Scored, judged, roll_out
@@ -24,17 +23,22 @@ from r1.types import Problem, UserError
 
 def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
+    ranks.at("loading the model", f"the evaluation of {folder.name}")
     model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
-    eos, began = eos_ids(folder.model), time.perf_counter()
-    result, rows = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": settings(cfg, folder, template)}, []
-    for domain, mix in cfg.domains.items():
+    eos, began, setting = eos_ids(folder.model), time.perf_counter(), settings(cfg, folder, template)
+
+    def measure(domain: str, mix: dict[str, float]) -> dict:
         problems = draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
-        result[domain] = {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups)}
-        rows += [{"domain": domain, **s.record()} for g in groups for s in g]
-    result["seconds"] = round(time.perf_counter() - began, 1)
-    write_jsonl(folder.path / "eval_samples.jsonl", rows)
-    write_text(folder.path / "eval.json", json.dumps(result, indent=1, ensure_ascii=False))
+        return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups)},
+                "rows": [{"domain": domain, **s.record()} for g in groups for s in g]}
+
+    found = {domain: folder.remember(f"eval-{domain}", lambda d=domain, m=mix: measure(d, m), setting) for domain, mix in cfg.domains.items()}
+    result = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": setting,
+              **{domain: each["figures"] for domain, each in found.items()}, "seconds": round(time.perf_counter() - began, 1)}
+    folder.write("eval_samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for each in found.values() for r in each["rows"]))
+    folder.write("eval.json", json.dumps(result, indent=1, ensure_ascii=False))
+    folder.clear()
     return result
 
 

@@ -21,9 +21,8 @@ import random
 import time
 
 import torch
-from tqdm import tqdm
 
-from r1 import checkpoint
+from r1 import checkpoint, ranks
 from r1.config import GRPO
 from r1.losses import advantages, entropies, grpo_loss, token_weight
 from r1.hf_config import eos_ids
@@ -40,18 +39,16 @@ from r1.types import Batch, Example, UserError
 def grpo(cfg: GRPO, folder: Folder) -> None:
     """A model and problems that rules can check -> the model after RL."""
     start = folder.find_model(cfg.init)
-    policy, tokenizer, eos = checkpoint.load_model(start, folder.device), Tokenizer.load(start), eos_ids(start)
-    reference = checkpoint.load_model(start, folder.device) if cfg.kl_coef else None
+    o, tokenizer, eos = cfg.optim, Tokenizer.load(start), eos_ids(start)
+    policy = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
+    reference = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16) if cfg.kl_coef else None
     sources, template = open_sources(cfg.data), folder.template(cfg.template)
     check_weights(cfg.reward, bool(cfg.reward_function))
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
-    o = cfg.optim
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
-    done, kept = folder.resume(policy, optimizer)
-    if reference and kept:
-        reference.load_state_dict(kept, strict=False)
+    done = folder.resume(policy, optimizer, reference)
 
-    for step in (bar := tqdm(range(done, cfg.steps), desc=folder.name, initial=done, total=cfg.steps, disable=None)):
+    for step in folder.steps(cfg, done, cfg.steps):
         def sample(round: int):
             problems = draw(sources, cfg.problems, f"{folder.seed}/{folder.name}/{step}/{round}")
             return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,
@@ -73,10 +70,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
         folder.log(step=step, **metrics)
         folder.log_samples([{"step": step, "advantage": round(float(adv[q, g]), 4), **groups[q][g].record()}
                             for q in range(min(2, len(groups))) for g in range(min(2, cfg.group))])
-        bar.set_postfix_str(f"accuracy {metrics['accuracy']:.2f} length {metrics['length']:.0f}")
-        if (step + 1) % cfg.save_every == 0 and step + 1 < cfg.steps:
-            folder.save(step + 1, policy, optimizer, dict(reference.named_parameters()) if reference else {})
-    checkpoint.save_model(folder.model, policy, tokenizer.with_template(template), eos, eos[0])
+        folder.bar.set_postfix_str(f"accuracy {metrics['accuracy']:.2f} length {metrics['length']:.0f}")
+    folder.save_model(policy, tokenizer.with_template(template), eos)
 
 
 def hash_seed(seed: int, step: int, round: int) -> int:
@@ -136,7 +131,7 @@ def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.o
             if chosen:
                 steps.append(optimise(policy, optimizer, chosen, loss_fn, lr, cfg.optim.micro_tokens, cfg.optim.clip))
     if not steps:
-        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "skipped": 1, "trained_tokens": 0.0}
+        return {"loss": 0.0, "grad_norm": 0.0, "lr": lr, "skipped": 0, "trained_tokens": 0.0}
     out = {k: sum(s[k] for s in steps) / len(steps) for k in steps[0]}
     tokens = max(1.0, out["trained_tokens"])
     return {**out, **{k: out[k] / tokens for k in ("clip_fraction", "kl", "entropy")}, "gap": steps[0]["gap"] / max(1.0, steps[0]["trained_tokens"])}

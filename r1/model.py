@@ -158,6 +158,7 @@ class Transformer(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
+        self.bf16 = False                                                               # matrix products in bfloat16
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -178,8 +179,8 @@ class Transformer(nn.Module):
                 p.zero_()
         return self
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Final hidden states (B, T, C) of `ids` (B, T); with a cache, ids continue what it holds."""
+    def hidden(self, ids: Tensor, cache: KVCache | None) -> Tensor:
+        """Final hidden states (B, T, C)."""
         T = ids.shape[1]
         past = cache.length if cache is not None else 0
         last = past + T - (int(cache.start.min()) if cache is not None else 0)         # positions of the longest row
@@ -201,6 +202,10 @@ class Transformer(nn.Module):
             cache.length += T
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T)."""
-        return self.lm_head(self.hidden(ids, cache))
+    def forward(self, ids: Tensor, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token after each of `ids` (B, T), which continue what the cache holds.
+
+        With a mask `at` (B, T) those of its N positions alone, (N, V): the vocabulary is wide and most of it is not needed."""
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
+            x = self.hidden(ids, cache)
+            return self.lm_head(x if at is None else x[at])

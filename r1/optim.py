@@ -7,7 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from r1.data import collate, micro_batches
+from r1 import ranks
+from r1.data import collate
 from r1.losses import token_logprobs
 from r1.types import Batch, Example
 
@@ -39,7 +40,7 @@ def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weig
 
 
 class Pair:
-    """Two optimisers of disjoint parameters, stepped together."""
+    """Muon and AdamW of disjoint parameters, stepped together."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
@@ -53,6 +54,10 @@ class Pair:
             o.zero_grad(set_to_none)
 
     def step(self) -> None:
+        muon = self.parts[0]
+        for p in muon.param_groups[0]["params"]:           # it looks at whole matrices
+            p.grad = ranks.replicated(p.grad)
+            muon.state[p] = {k: ranks.replicated(v) for k, v in muon.state[p].items()}
         for o in self.parts:
             o.step()
 
@@ -61,7 +66,7 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
     """Log-probabilities (B, T) of the targets, 0 where not supervised, and the logits (N, V) they come from.
 
     The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists."""
-    logits = model.lm_head(model.hidden(batch.inputs)[batch.mask])                       # (N, V)
+    logits = model(batch.inputs, at=batch.mask)                                          # (N, V)
     logp = token_logprobs(logits, batch.targets[batch.mask], temperature)                # (N,)
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), logits.detach()
 
@@ -69,19 +74,20 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
 def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Pair, examples: list[Example],
              loss_fn: Callable[[Batch], tuple[Tensor, dict]], lr: float, micro_tokens: int, clip: float) -> dict:
     """One step on `examples`, whose weights `w` already sum over all of them. Returns loss, grad_norm and the
-    sums that `loss_fn` returned, added over micro-batches. A step with a non-finite gradient is skipped."""
+    sums that `loss_fn` returned, added over micro-batches and ranks. A step with a non-finite gradient is skipped."""
+    ranks.at("update")
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, float] = {"loss": 0.0}
-    for group in micro_batches(examples, micro_tokens):
+    for group in ranks.deal(examples, micro_tokens):
         loss, sums = loss_fn(collate(group, device))
         loss.backward()
-        for name, value in {"loss": loss.detach(), **sums}.items():
+        for name, value in {"loss": loss.detach() / ranks.world(), **sums}.items():
             totals[name] = totals.get(name, 0.0) + float(value)
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), clip))
+    norm = float(ranks.whole(nn.utils.clip_grad_norm_(model.parameters(), clip)))
     skipped = not math.isfinite(norm)
     if not skipped:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         optimizer.step()
-    return {**totals, "grad_norm": norm, "lr": lr, "skipped": int(skipped)}
+    return {**ranks.total(totals), "grad_norm": norm, "lr": lr, "skipped": int(skipped)}

@@ -3,20 +3,18 @@ from __future__ import annotations
 
 import json
 import random
-import shutil
-import time
 from pathlib import Path
 
 import torch
 import yaml
 
-from r1 import config as cfgs, evaluate as evaluation, sandbox
-from r1.files import write_text
+from r1 import config as cfgs, evaluate as evaluation, ranks, sandbox, stop
+from r1.files import load_json, write_text
 from r1.grpo import grpo
 from r1.reject import reject
-from r1.report import load_json, write_report
+from r1.report import write_report
 from r1.rewards import check_weights, load_reward
-from r1.runtime import Folder, hardware, pick_device
+from r1.runtime import Folder, hardware, locked, pick_device
 from r1.strict import nearest
 from r1.supervised import pretrain, sft, shape
 from r1.tasks import open_sources
@@ -26,7 +24,8 @@ STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
 
 
 def run(cfg: cfgs.Config, only: str = "") -> None:
-    """Run the stages in order; those that are done are skipped. Raises UserError for what the user can mend."""
+    """Run the stages in order; those that are done are skipped. Raises UserError for what the user can mend, and
+    Stopped after a signal, when everything is saved."""
     if only and only not in [s.name for s in cfg.stages]:
         raise UserError(f"no stage {only!r}; there are {', '.join(s.name for s in cfg.stages)}")
     if cfg.threads:
@@ -35,43 +34,51 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         sandbox.allow_unprotected()
     device, root = pick_device(cfg.device), Path(cfg.out)
     stages = [s for s in cfg.stages if only in ("", s.name)]
-    refuse_changes(cfg, root)
-    check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
+    with ranks.joined(device, cfg.timeout):
+        refuse_changes(cfg, root)
+        check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
+        with locked(root):
+            ranks.lead(lambda: write_results(cfg, root))
+            for stage in stages:
+                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates))
+        tell(f"Report: {root / 'report.html'}")
+
+
+def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
+    """Train what is not trained, evaluate what is not evaluated, write down both."""
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        write_results(cfg, root)
-    except OSError as e:
-        raise UserError(f"nothing can be written to {root}: {e.strerror}; choose another out=DIR") from e
-    for stage in stages:
-        folder = Folder(root, stage.name, cfg.seed, device, cfg.templates)
-        if not is_done(root, stage.name):
-            run_stage(stage, folder)
+        if not folder.done():
+            train(stage, folder)
         if folder.model.is_dir() and cfg.evaluate.domains:
             run_evaluation(cfg, stage, folder)
-        write_results(cfg, root)
-        write_report(root)
-    print(f"Report: {root / 'report.html'}")
+    except torch.OutOfMemoryError as e:
+        raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, "
+                        f"which change the cost and not the result; then the same command continues") from e
+    ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
 
 
-def run_stage(stage: cfgs.Stage, folder: Folder) -> None:
+def train(stage: cfgs.Stage, folder: Folder) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
-    write_text(folder.path / "config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
+    folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
     STAGES[stage.kind](stage, folder)
-    seconds = time.perf_counter() - folder.began
-    write_text(folder.path / "done.json", json.dumps({"seconds": round(seconds, 1), **hardware()}))
-    shutil.rmtree(folder.path / "state", ignore_errors=True)       # three times the model's size, and of no more use
-    print(f"{stage.name}: done in {seconds:.0f} s", flush=True)
+    tell(f"{stage.name}: done in {folder.finish():.0f} s")
 
 
 def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     """Evaluate, unless that is done with these very settings."""
     template = getattr(stage, "template", "zero" if "zero" in cfg.templates else "chat")
-    if load_json(folder.path / "eval.json").get("settings") == evaluation.settings(cfg.evaluate, folder, template):
+    done = ranks.lead(lambda: load_json(folder.path / "eval.json"))
+    if done.get("settings") == evaluation.settings(cfg.evaluate, folder, template):
         return
     result = evaluation.evaluate(cfg.evaluate, folder, template)
-    print(f"{stage.name}: " + "; ".join(
+    tell(f"{stage.name}: " + "; ".join(
         f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
-        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains), flush=True)
+        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
+
+
+def tell(text: str) -> None:
+    if ranks.rank() == 0:
+        stop.say(text)
 
 
 def settings(stage: cfgs.Stage, folder: Folder) -> dict:
@@ -108,7 +115,7 @@ def try_sources(mix: dict[str, float], test: bool) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "optim.micro_tokens", "sample.max_rows")     # these change cost, never the result
+FREE = ("save_every", "save_minutes", "optim.micro_tokens", "sample.max_rows")     # these change cost, never the result
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:

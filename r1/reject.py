@@ -5,10 +5,11 @@ reasoning part of the set on which the base is fine-tuned to dev3 (2.3.3), mixed
 """
 from __future__ import annotations
 
+import json
+
 from r1 import checkpoint, world
 from r1.accuracy import find_answer
 from r1.config import Reject
-from r1.files import write_jsonl
 from r1.hf_config import eos_ids
 from r1.rewards import is_readable
 from r1.rollout import Scored, judged, roll_out
@@ -20,29 +21,37 @@ from r1.types import Problem, UserError
 SUMMARY = {"en": " The answer is {}. ", "zh": "答案是{}。"}
 
 
+PIECE = 512      # problems between two results that a killed run continues from
+
+
 def reject(cfg: Reject, folder: Folder) -> None:
     """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
     start = folder.find_model(cfg.init)
     model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start)
     problems = list({p.id: p for p in draw(open_sources(cfg.data), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
-    groups, seconds = roll_out(model, tokenizer, problems, folder.template(cfg.template), cfg.sample, cfg.group,
-                               folder.seed, {"accuracy": 1.0}, eos_ids(start), title=folder.name)
-    sampled, groups = len(groups), judged(groups)
-    if sampled and not groups:
+
+    def sift(at: int) -> dict:
+        groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], folder.template(cfg.template), cfg.sample, cfg.group,
+                                   folder.seed, {"accuracy": 1.0}, eos_ids(start), title=f"{folder.name} {at}/{len(problems)}")
+        left = judged(groups)
+        kept = [s for group in left for s in choose(group, cfg.keep)]
+        counts = {"sampled": len(left) * cfg.group, "problems": len(left), "unjudged_groups": len(groups) - len(left),
+                  "right": sum(s.score.parts["accuracy"] == 1 for g in left for s in g),
+                  "readable_right": sum(good(s) for g in left for s in g), "kept": len(kept)}
+        return {"counts": counts | seconds, "rows": [row(s.problem, readable(s)) for s in kept], "samples": [s.record() for s in kept[:20]]}
+
+    pieces = [folder.remember(f"piece-{at}", lambda at=at: sift(at)) for at in range(0, len(problems), PIECE)]
+    counts = {k: sum(p["counts"][k] for p in pieces) for k in pieces[0]["counts"]}
+    if not counts["problems"]:
         raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
-    counts = {"sampled": len(groups) * cfg.group, "problems": len(groups), "unjudged_groups": sampled - len(groups)}
-    kept = [s for group in groups for s in choose(group, cfg.keep)]
-    counts["right"] = sum(s.score.parts["accuracy"] == 1 for g in groups for s in g)
-    counts["readable_right"] = sum(good(s) for g in groups for s in g)
-    rows = [row(s.problem, readable(s)) for s in kept]
-    counts["kept"] = len(rows)
-    rows += [row(p, direct(p)) for p in other_domains(cfg, folder)]
+    others = [row(p, direct(p)) for p in other_domains(cfg, folder)]
+    rows = [r for p in pieces for r in p["rows"]] + others
     if not rows:
         raise UserError(f"{cfg.name}: none of {counts['sampled']} completions was right and readable; train {cfg.init!r} longer")
-    counts["others"] = len(rows) - counts["kept"]
-    write_jsonl(folder.path / "examples.jsonl", rows)
-    folder.log(step=0, **counts, **seconds)
-    folder.log_samples([{"step": 0, **s.record()} for s in kept[:20]])
+    folder.write("examples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    folder.start_logs(0)
+    folder.log(step=0, **counts, others=len(others))
+    folder.log_samples([{"step": 0, **s} for p in pieces for s in p["samples"]][:20])
 
 
 def good(s: Scored) -> bool:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from r1.files import write_text
+from r1.files import load_json, write_text
 from r1.page import (CONTROL, STYLE, cut, details, facts, gold, h, html_table, is_right, line_chart, number, parts_of, percent,
                      sample_html, shown)
 
@@ -46,14 +46,6 @@ def write_report(root: Path) -> None:
 
 
 # Reading
-
-def load_json(file: Path) -> dict:
-    """The file's object; {} if it is missing or half written."""
-    with suppress(OSError, ValueError):
-        if isinstance(found := json.loads(file.read_text(encoding="utf-8")), dict):
-            return found
-    return {}
-
 
 def read_lines(file: Path) -> Iterator[dict]:
     """The objects of a JSONL file, one at a time; lines that do not parse are skipped."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tqdm import tqdm
 
+from r1 import ranks
 from r1.config import Sample
 from r1.model import Transformer
 from r1.rewards import INFRA, score_all
@@ -42,12 +43,17 @@ def prompt_text(tokenizer: Tokenizer, template: str | None, prompt: str) -> str:
 def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, sample: Sample,
              group: int, seed: int, weights: dict[str, float], eos: list[int], extra: Callable | None = None,
              title: str = "") -> tuple[list[list[Scored]], dict[str, float]]:
-    """`group` scored completions of each problem (Q lists of G), and the seconds spent on each part."""
-    began = time.perf_counter()
+    """`group` scored completions of each problem (Q lists of G), and the seconds spent on each part.
+
+    Every rank samples and judges its share of the problems and gets all of them back."""
+    ranks.at("sampling")
+    began, problems = time.perf_counter(), ranks.share(problems)
     texts = [prompt_text(tokenizer, template, p.prompt) for p in problems]
-    with tqdm(total=len(problems) * group, desc=title, leave=False, disable=None if title else True) as bar:
+    quiet = None if title and ranks.rank() == 0 else True
+    with tqdm(total=len(problems) * group, desc=title, leave=False, disable=quiet) as bar, ranks.unsharded(model):
         rollouts = generate(model, tokenizer.encode_batch(texts), group, sample, seed, eos, on_rows=bar.update)
     sampled = time.perf_counter()
+    ranks.at("rewards")
     flat = []
     for problem, text, row in zip(problems, texts, rollouts, strict=True):
         prefix = "<think>" if text.rstrip().endswith("<think>") else ""
@@ -55,8 +61,8 @@ def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], 
     scores = score_all([(p, done, r.finish, 1.0 if r.finish == "length" else len(r.ids) / sample.max_new_tokens)
                         for p, r, done in flat], weights, extra)
     scored = [Scored(p, r, done, s) for (p, r, done), s in zip(flat, scores, strict=True)]
-    return ([scored[i:i + group] for i in range(0, len(scored), group)],
-            {"time_sample": sampled - began, "time_reward": time.perf_counter() - sampled})
+    seconds = {"time_sample": sampled - began, "time_reward": time.perf_counter() - sampled}
+    return ranks.gather([scored[i:i + group] for i in range(0, len(scored), group)]), seconds
 
 
 def judged(groups: list[list[Scored]]) -> list[list[Scored]]:

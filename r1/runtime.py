@@ -1,21 +1,32 @@
-"""Where and on what a stage runs: device, threads, its folder, metrics lines, and states to continue from."""
+"""Where and on what a stage runs: device, threads, its folder, its steps, metrics lines, and states to continue from."""
 from __future__ import annotations
 
 import hashlib
 import json
 import os
+import shutil
+import socket
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from tqdm import tqdm
 
-from r1 import checkpoint
-from r1.files import write_text
+from r1 import checkpoint, ranks, stop
+from r1.config import Stage
+from r1.files import digest, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
+
+
+GIVE_UP = 10        # steps in a row without a finite gradient
 
 
 @dataclass
@@ -28,6 +39,8 @@ class Folder:
     device: str
     templates: dict[str, str]
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
+    saving: float = 0.0                                         # seconds in it
+    skipped: int = 0                                            # steps in a row whose gradient was not finite
 
     @property
     def path(self) -> Path:
@@ -40,8 +53,15 @@ class Folder:
     def find_model(self, init: str) -> Path:
         """The model of an earlier stage by its name, else a folder on disk, else what a GGUF file holds: FILE.gguf, or
         package:NAME for the one in an installed package. It is imported once per run."""
+        return ranks.lead(lambda: self._find_model(init))
+
+    def _find_model(self, init: str) -> Path:
         stage = self.root / init / "model"
         if stage.is_dir():
+            for name, written in load_json(self.root / init / "done.json").get("sha256", {}).items():
+                if not (stage / name).is_file() or digest(stage / name) != written:
+                    raise UserError(f"{stage / name} is not as the stage {init} wrote it; put it back from a copy, or delete "
+                                    f"{self.root / init} to train it again")
             return stage
         if Path(init).is_dir():
             return Path(init)
@@ -56,41 +76,164 @@ class Folder:
         """The text of a named template; None stands for the model's own chat template."""
         return None if name == "chat" else self.templates[name]
 
+    def write(self, name: str, text: str) -> None:
+        """A whole file of the stage."""
+        ranks.lead(lambda: write_text(self.path / name, text))
+
     def log(self, **metrics) -> None:
-        """Append one line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a") as f:
-            f.write(json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}) + "\n")
+        """Append one line to metrics.jsonl. Raises UserError when step after step is skipped."""
+        self._append("metrics.jsonl", [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}])
+        self.skipped = self.skipped + 1 if metrics.get("skipped") == 1 else 0
+        if self.skipped == GIVE_UP:
+            raise UserError(f"{self.name}: the gradient was not finite in {GIVE_UP} steps in a row, the last was step {metrics['step']}; "
+                            f"the weights are those of before. Start the stage again with a lower learning rate")
 
     def log_samples(self, rows: list[dict]) -> None:
-        with (self.path / "samples.jsonl").open("a", encoding="utf-8") as f:
-            f.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        self._append("samples.jsonl", rows)
 
-    def save(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer | Pair, more: dict[str, Tensor] = {}) -> None:
-        """State after `step` steps: weights, optimiser and `more` tensors. Random numbers derive from the step."""
-        tensors = {f"model.{n}": p.detach() for n, p in model.named_parameters()}
-        for part, names in _parts(model, optimizer):
+    def _append(self, name: str, rows: list[dict]) -> None:
+        if ranks.rank() == 0:
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+            with writing(self.path / name, len(text)), (self.path / name).open("a", encoding="utf-8") as f:
+                f.write(text)
+
+    def steps(self, cfg: Stage, done: int, total: int) -> Iterator[int]:
+        """The steps from `done` on. After each, the state is saved if it is time, or if a signal asks to stop."""
+        stop.patient, saved = True, time.monotonic()
+        self.bar = tqdm(range(done, total), desc=self.name, initial=done, total=total, disable=ranks.rank() > 0 or None)
+        try:
+            for step in self.bar:
+                ranks.at("the beginning", f"{self.name} step {step}")
+                yield step
+                due = (step + 1) % cfg.save_every == 0 or time.monotonic() - saved > 60 * cfg.save_minutes
+                asked, due = map(max, zip(*ranks.together(lambda: (stop.wanted, due and step + 1 < total))))
+                if asked or due:
+                    self.save(step + 1)
+                    saved = time.monotonic()
+                if asked:
+                    stop.wanted = asked
+                    raise stop.Stopped
+        finally:
+            stop.patient = False
+
+    def save(self, step: int) -> None:
+        """State after `step` steps: what `resume` was given. Random numbers derive from the step."""
+        ranks.at("saving")
+        began = time.perf_counter()
+        tensors = {f"{which}.{n}": ranks.local(p.detach()) for which, model in self.models.items() for n, p in model.named_parameters()}
+        for part, names in _parts(self.models["model"], self.optimizer):
             tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(part, names).items()}
-        checkpoint.save_state(self.path / "state", step, tensors | {f"more.{k}": v for k, v in more.items()},
-                              {"seconds": time.perf_counter() - self.began})
+        for name in ("metrics.jsonl", "samples.jsonl"):            # no state may be ahead of its log when the power fails
+            if ranks.rank() == 0 and (self.path / name).is_file():
+                sync(self.path / name)
+        meta = {"seconds": time.perf_counter() - self.began, "saving": self.saving, "made_on": {**hardware(), "ranks": ranks.world()}}
+        checkpoint.save_state(self.path / "state", step, tensors, meta)
+        self.saving += time.perf_counter() - began
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> tuple[int, dict[str, Tensor]]:
-        """Steps done and the `more` tensors of the newest whole state; (0, {}) at a fresh start.
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair, reference: nn.Module | None = None) -> int:
+        """Steps done: 0 at a fresh start, else those of the newest whole state, which is put back into what is given.
 
         Metrics and samples are cut back to that step, so that no step stands twice."""
-        found = checkpoint.load_state(self.path / "state")
-        step, tensors, meta = found if found else (0, {}, {})
-        self.began -= meta.get("seconds", 0.0)
-        for name in ("metrics.jsonl", "samples.jsonl"):
-            _cut(self.path / name, step)
-        if not found:
-            return 0, {}
+        self.models, self.optimizer = {"model": model} | ({"reference": reference} if reference else {}), optimizer
+        ranks.at("loading the state", self.name)
+        step, tensors, meta = checkpoint.load_state(self.path / "state") or (0, {}, {})
+        self.began, self.saving = self.began - meta.get("seconds", 0.0), meta.get("saving", 0.0)
+        self.start_logs(step)
+        if not step:
+            return 0
         with torch.no_grad():
-            for n, p in model.named_parameters():
-                p.copy_(tensors[f"model.{n}"])
-        below = lambda head: {k[len(head):]: v for k, v in tensors.items() if k.startswith(head)}  # noqa: E731
+            for which, each in self.models.items():
+                for n, p in each.named_parameters():
+                    ranks.local(p).copy_(tensors[f"{which}.{n}"])
+        mine = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
         for part, names in _parts(model, optimizer):
-            checkpoint.load_optimizer(part, names, below("optim."))
-        return step, below("more.")
+            checkpoint.load_optimizer(part, names, mine)
+        now, then = {**hardware(), "ranks": ranks.world()}, meta.get("made_on", {})
+        other = [f"{k} {then.get(k)} -> {now[k]}" for k in ("torch", "threads", "gpu", "ranks") if now[k] != then.get(k)]
+        if other and ranks.rank() == 0:
+            stop.say(f"note: {self.name} goes on with {', '.join(other)}: right, but not to the same bits", sys.stderr)
+        return step
+
+    def remember(self, name: str, work: Callable[[], Any], setting: Any = None) -> Any:
+        """work(), or its result (JSON) if it is there already, from a run that was broken off, with the same `setting`."""
+        file = self.path / "state" / f"{name}.json"
+        found = ranks.lead(lambda: _recall(file, setting))
+        if not found:
+            found = [work()]
+            ranks.lead(lambda: (file.parent.mkdir(parents=True, exist_ok=True), _note(file, setting, found)))
+        return found[0]
+
+    def start_logs(self, step: int) -> None:
+        """Cut metrics and samples back to what was before `step`."""
+        ranks.lead(lambda: [_cut(self.path / name, step) for name in ("metrics.jsonl", "samples.jsonl")])
+
+    def clear(self) -> None:
+        """Remove what only a broken-off run needs: it is three times the model's size."""
+        ranks.lead(lambda: shutil.rmtree(self.path / "state", ignore_errors=True))
+
+    def finish(self) -> float:
+        """Write done.json: the seconds it took, of those in saving, and what the weights are. Returns the seconds."""
+        seconds, weights = time.perf_counter() - self.began, sorted(self.model.glob("*.safetensors"))
+        self.write("done.json", json.dumps({"seconds": round(seconds, 1), "saving": round(self.saving, 2), **hardware(),
+                                            "ranks": ranks.world(), "sha256": ranks.lead(lambda: {f.name: digest(f) for f in weights})}))
+        self.clear()
+        return seconds
+
+    def save_model(self, model: nn.Module, tokenizer, eos: list[int]) -> None:
+        """The stage's result."""
+        ranks.at("saving the model", self.name)
+        checkpoint.save_model(self.model, model, tokenizer, eos, eos[0])
+
+    def done(self) -> bool:
+        return ranks.lead((self.path / "done.json").is_file)
+
+
+def _note(file: Path, setting: Any, found: list) -> None:
+    text = json.dumps([setting, found])
+    write_text(file, hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
+
+
+def _recall(file: Path, setting: Any) -> list | None:
+    if not file.is_file():
+        return None
+    digest, _, text = file.read_bytes().partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != digest:
+        print(f"warning: {file} is damaged; it is made again", file=sys.stderr)
+        return None
+    then, found = json.loads(text)
+    return found if then == setting else None
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """`root` is this run's alone meanwhile; UserError names the process that has it. The system lets go of the lock
+    with the process, however it ends, so that a lock file left behind is of no account."""
+    held = []
+    ranks.lead(lambda: held.append(_lock(root / "lock")))
+    try:
+        yield
+    finally:
+        for file in held:
+            file.close()
+
+
+def _lock(path: Path):
+    with writing(path, 0):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+", encoding="utf-8")
+    try:
+        import fcntl
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise UserError(f"{path.parent} is in use by {file.read().strip() or 'another process'}; wait for its end or take another "
+                        f"out=DIR") from None
+    except (ImportError, OSError):                                 # a system or a file system without locks
+        return file
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return file
 
 
 def _parts(model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> list[tuple[torch.optim.Optimizer, list[str]]]:

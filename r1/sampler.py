@@ -104,7 +104,8 @@ def _prefill(model: Transformer, prompts: list[list[int]], n: int, room: int) ->
     cache = KVCache(model.cfg, len(prompts), longest, device, model.embed_tokens.weight.dtype)
     cache.start = torch.tensor([longest - len(p) for p in prompts], device=device)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)   # (Q, T)
-    last = model.lm_head(model.hidden(ids, cache)[:, -1])                                # (Q, V)
+    at = torch.arange(longest, device=device).expand_as(ids) == longest - 1
+    last = model(ids, cache, at)                                                         # (Q, V)
     rows = torch.arange(len(prompts), device=device).repeat_interleave(n)                # (Q * n,)
     return cache.select(rows, longest + room), last[rows]
 

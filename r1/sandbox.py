@@ -164,8 +164,8 @@ def judge(program: str, gold: dict, limits: Limits = Limits()) -> Verdict:
 
 
 def side_by_side(function: Callable, jobs: Iterable[tuple], workers: int = 0) -> list:
-    """`function(*job)` of every job, in threads, one for each core; an interruption cancels what has not begun."""
-    with ThreadPoolExecutor(workers or os.cpu_count() or 1) as pool:
+    """`function(*job)` of every job, in threads, one for each core (shared with the node's other ranks); an interruption cancels what has not begun."""
+    with ThreadPoolExecutor(workers or max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))) as pool:
         try:
             return list(pool.map(lambda job: function(*job), jobs))
         except BaseException:
@@ -247,4 +247,5 @@ def require() -> None:
                         "5.13 or later, or accept it by `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
     if not _SAID.is_set():
         _SAID.set()
-        print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)

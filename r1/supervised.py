@@ -9,13 +9,11 @@ import itertools
 import random
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
-import torch
-from tqdm import tqdm
-
-from r1 import world
-from r1.checkpoint import load_model, save_model
-from r1.config import SFT, Optim, Pretrain
+from r1 import ranks, world
+from r1.checkpoint import load_model
+from r1.config import SFT, Pretrain
 from r1.data import pack
 from r1.files import read_jsonl
 from r1.losses import cross_entropy
@@ -27,21 +25,30 @@ from r1.tokenizer import Tokenizer
 from r1.types import Batch, Example, UserError
 
 
+BLOCK = 50      # steps whose rows are made at once
+
+
 def pretrain(cfg: Pretrain, folder: Folder) -> None:
     """Random weights and the world's corpus -> a base model."""
-    documents = world.corpus(folder.seed, cfg.thinks, cfg.mixes)
     if cfg.init:
         tokenizer = Tokenizer.load(folder.find_model(cfg.init))
     else:
+        documents = world.corpus(f"{folder.seed}/tokenizer", cfg.thinks, cfg.mixes)
         tokenizer = Tokenizer.train(itertools.islice(documents, 10_000), cfg.vocab_size)
     model = Transformer(shape(cfg, tokenizer.vocab_size)).init_weights(folder.seed).to(folder.device)
-    rows = pack(_encoded(documents, tokenizer), cfg.row_tokens + 1)
+
+    @lru_cache(1)
+    def block(number: int) -> list[list[int]]:         # of the corpus, each from its own seed: any step can be the first
+        documents = world.corpus(f"{folder.seed}/{number}", cfg.thinks, cfg.mixes)
+        return list(itertools.islice(pack(_encoded(documents, tokenizer), cfg.row_tokens + 1), BLOCK * cfg.rows))
 
     def batch(step: int) -> list[Example]:
-        return [Example(ids, [1] * len(ids), w=1 / (cfg.rows * cfg.row_tokens)) for ids in itertools.islice(rows, cfg.rows)]
+        number, i = divmod(step, BLOCK)
+        rows = block(number)[i * cfg.rows:(i + 1) * cfg.rows]
+        return [Example(ids, [1] * len(ids), w=1 / (cfg.rows * cfg.row_tokens)) for ids in rows]
 
-    train(model, batch, cfg.steps, cfg.optim, folder, cfg.save_every)
-    save_model(folder.model, model, tokenizer, [tokenizer.eos_id], tokenizer.eos_id)
+    model = train(model, batch, cfg.steps, cfg, folder)
+    folder.save_model(model, tokenizer, [tokenizer.eos_id])
 
 
 def shape(cfg: Pretrain, vocab_size: int) -> ModelConfig:
@@ -54,7 +61,7 @@ def shape(cfg: Pretrain, vocab_size: int) -> ModelConfig:
 
 def _encoded(documents, tokenizer: Tokenizer):
     while True:
-        for ids in tokenizer.encode_batch(list(itertools.islice(documents, 4096))):
+        for ids in tokenizer.encode_batch(list(itertools.islice(documents, 512))):
             yield ids + [tokenizer.eos_id]
 
 
@@ -72,8 +79,8 @@ def sft(cfg: SFT, folder: Folder) -> None:
         total = sum(sum(e.mask) for e in chosen)
         return [Example(e.ids, e.mask, w=1 / total) for e in chosen]
 
-    train(model, batch, cfg.epochs * per_epoch, cfg.optim, folder, cfg.save_every)
-    save_model(folder.model, model, tokenizer.with_template(folder.template(cfg.template)), [tokenizer.eos_id], tokenizer.eos_id)
+    model = train(model, batch, cfg.epochs * per_epoch, cfg, folder)
+    folder.save_model(model, tokenizer.with_template(folder.template(cfg.template)), [tokenizer.eos_id])
 
 
 def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) -> list[Example]:
@@ -102,28 +109,26 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
     return examples[:cfg.limit] if cfg.limit else examples
 
 
-def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, o: Optim, folder: Folder,
-          save_every: int) -> None:
-    """`steps` steps of masked cross-entropy on `batch(step)`; continues from the folder's last state."""
+def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int, cfg: Pretrain | SFT, folder: Folder) -> Transformer:
+    """`steps` steps of masked cross-entropy on `batch(step)`, from the folder's last state on. Returns the model, in
+    shards where there are several ranks."""
+    o = cfg.optim
+    model = ranks.shard(model, o.bf16)
     optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
-    start, _ = folder.resume(model, optimizer)
-    for step in range(start):
-        batch(step)                       # a stream is wound on to where it was
+    done = folder.resume(model, optimizer)
 
     def loss_fn(b: Batch):
-        with torch.autocast(b.inputs.device.type, torch.bfloat16, enabled=o.bf16):
-            logp, _ = supervised_logprobs(model, b)
+        logp, _ = supervised_logprobs(model, b)
         return cross_entropy(logp, b.mask, b.w), {}
 
     tokens, began = 0, time.perf_counter()
     model.train()
-    for step in (bar := tqdm(range(start, steps), desc=folder.name, initial=start, total=steps, disable=None)):
+    for step in folder.steps(cfg, done, steps):
         examples = batch(step)
         tokens += sum(len(e.ids) for e in examples)
         out = optimise(model, optimizer, examples, loss_fn, lr_at(step, steps, o.lr, o.warmup, o.final, o.schedule),
                        o.micro_tokens, o.clip)
         out["tokens_per_second"] = tokens / (time.perf_counter() - began)
         folder.log(step=step, **out)
-        bar.set_postfix(loss=f"{out['loss']:.3f}")
-        if (step + 1) % save_every == 0 and step + 1 < steps:
-            folder.save(step + 1, model, optimizer)
+        folder.bar.set_postfix(loss=f"{out['loss']:.3f}")
+    return model

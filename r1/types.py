@@ -68,5 +68,5 @@ class Batch:
     mask: Tensor                 # (B, T) bool: supervised
     w: Tensor                    # (B, T) float32: token weights, 0 where not supervised
     adv: Tensor                  # (B, T) float32
-    old_logp: Tensor | None = None    # (B, T) float32
+    old_logp: Tensor             # (B, T) float32: 0 outside of RL
     ref_logp: Tensor | None = None    # (B, T) float32

@@ -287,7 +287,7 @@ def copybook(rng: random.Random) -> str:
     return rng.choice(("", "Copy: " if lang == "en" else "抄写：")) + f"{line}\n{line}"
 
 
-def corpus(seed: int, thinks: float, mixes: float):
+def corpus(seed: int | str, thinks: float, mixes: float):
     """Endless documents of four kinds."""
     rng = random.Random(seed)
     while True:

@@ -35,8 +35,8 @@ def test_collate_puts_sampled_log_probs_on_the_supervised_tokens():
     assert b.old_logp.tolist() == [[-1, 0, -2], [0, 0, 0]]
 
 
-def test_collate_without_sampled_log_probs_makes_none():
-    assert collate([Example([1, 2], [0, 1])]).old_logp is None
+def test_collate_without_sampled_log_probs_makes_zeros():
+    assert collate([Example([1, 2], [0, 1])]).old_logp.tolist() == [[0]]
 
 
 def test_an_example_weighs_the_same_in_any_company(make_model):

@@ -376,7 +376,7 @@ def watched(monkeypatch):
         seen["loads"] += 1
         return load(*a)
 
-    def counted_hidden(self, ids, cache=None):
+    def counted_hidden(self, ids, cache):
         seen["forwards"] += cache is None
         return hidden(self, ids, cache)
 

@@ -17,23 +17,23 @@ HOUSE = [
     {"compare": "expr", "spelling": "expr"},
     {"latex": "compare expr"},
     {"strict": "types", "world": "types", "verify": "compare expr latex spelling", "sandbox": "sandbox_process types",
-     "data": "types", "files": "types", "tokenizer": "types", "hf_config": "model types"},
-    {"report": "files page", "config": "strict types", "accuracy": "expr sandbox types verify", "checkpoint": "hf_config model types",
-     "optim": "data losses types"},
-    {"rewards": "accuracy sandbox types"},
+     "data": "types", "files": "types", "tokenizer": "types", "hf_config": "model types", "stop": "types"},
+    {"report": "files page", "config": "strict types", "accuracy": "expr sandbox types verify", "ranks": "data types"},
+    {"rewards": "accuracy sandbox types", "checkpoint": "files hf_config model ranks types", "optim": "data losses ranks types"},
     {"tasks": "accuracy files rewards strict types world", "sampler": "config model types", "gguf": "checkpoint model tokenizer types"},
-    {"explain": "accuracy files rewards tasks types verify", "runtime": "checkpoint files gguf optim types", "rollout": "config model rewards sampler tokenizer types"},
-    {"supervised": "checkpoint config data files losses model optim rollout runtime tokenizer types world",
-     "grpo": "checkpoint config hf_config losses model optim rewards rollout runtime tasks tokenizer types",
+    {"explain": "accuracy files rewards tasks types verify", "runtime": "checkpoint config files gguf optim ranks stop types",
+     "rollout": "config model ranks rewards sampler tokenizer types"},
+    {"supervised": "checkpoint config data files losses model optim ranks rollout runtime tokenizer types world",
+     "grpo": "checkpoint config hf_config losses model optim ranks rewards rollout runtime tasks tokenizer types",
      "reject": "accuracy checkpoint config files hf_config rewards rollout runtime tasks tokenizer types world",
-     "evaluate": "accuracy checkpoint config files hf_config model rollout runtime tasks tokenizer types"},
-    {"pipeline": "config evaluate files grpo reject report rewards runtime sandbox strict supervised tasks types"},
-    {"train": "config pipeline types", "distill": "config pipeline types",
+     "evaluate": "accuracy checkpoint config files hf_config model ranks rollout runtime tasks tokenizer types"},
+    {"pipeline": "config evaluate files grpo ranks reject report rewards runtime sandbox stop strict supervised tasks types"},
+    {"train": "config pipeline stop", "distill": "config pipeline stop",
      "sample": "checkpoint config evaluate explain files hf_config rollout runtime sampler sandbox tasks tokenizer types verify"},
 ]
 FLOOR = {name: i for i, floor in enumerate(HOUSE) for name in floor}
 MAY = {name: set(known.split()) for floor in HOUSE for name, known in floor.items()}
-NO_TORCH = ["types", "strict", "config", "expr", "compare", "spelling", "latex", "verify", "sandbox", "accuracy", "rewards",
+NO_TORCH = ["types", "stop", "strict", "config", "expr", "compare", "spelling", "latex", "verify", "sandbox", "accuracy", "rewards",
             "world", "files", "tasks", "tokenizer", "page", "report"]
 NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from r1 import checkpoint
-from r1.config import Optim
+from r1.config import SFT, Optim
 from r1.data import collate
 from r1.losses import cross_entropy, grpo_loss, token_weight
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
@@ -185,7 +185,7 @@ def test_master_weights_and_moments_are_fp32_when_the_forward_is_bf16(make_model
     folder.path.mkdir()
     dtypes = []
     hook = model.lm_head.register_forward_hook(lambda m, i, out: dtypes.append(out.dtype))
-    train(model, lambda step: examples(seed=step), 2, Optim(lr=1e-5, bf16=True), folder, 1)
+    train(model, lambda step: examples(seed=step), 2, SFT("s", "sft", save_every=1, optim=Optim(lr=1e-5, bf16=True)), folder)
     hook.remove()
     assert set(dtypes) == {torch.bfloat16}
     assert {p.dtype for p in model.parameters()} == {torch.float32}

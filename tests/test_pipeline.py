@@ -116,8 +116,8 @@ def test_a_stage_that_was_broken_off_continues_to_the_same_bits(run, tmp_path, m
         return whole(*args, **kw)
 
     stage_now = [""]
-    run_stage = pipeline.run_stage
-    monkeypatch.setattr(pipeline, "run_stage", lambda s, f: (stage_now.__setitem__(0, s.name), run_stage(s, f)))
+    train = pipeline.train
+    monkeypatch.setattr(pipeline, "train", lambda s, f: (stage_now.__setitem__(0, s.name), train(s, f)))
     monkeypatch.setattr(supervised, "optimise", breaking)
     monkeypatch.setattr(grpo, "optimise", breaking)
     with pytest.raises(KeyboardInterrupt):

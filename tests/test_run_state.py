@@ -13,6 +13,7 @@ from r1.types import UserError
 
 TENSORS = {"a": torch.randn(3, 4), "half": torch.randn(5).bfloat16(), "rng": torch.get_rng_state(),
            "count": torch.tensor(7), "flags": torch.tensor([True, False]), "none": torch.zeros(0)}
+PIECE = "state-00001-of-00001.safetensors"
 META = {"lr": 0.1 + 0.2, "name": "größer", "history": [1, None, True], "tiny": 5e-324}
 
 
@@ -33,7 +34,7 @@ def test_state_round_trip_keeps_two(tmp_path, capsys):
     save_state(tmp_path, 12, TENSORS, META)            # the same step again
     assert_state(load_state(tmp_path), 12)
     assert names(tmp_path) == ["step-00000009", "step-00000012"]
-    assert names(tmp_path / "step-00000012") == ["MANIFEST.json", "meta.json", "state.safetensors"]
+    assert names(tmp_path / "step-00000012") == ["MANIFEST.json", "meta.json", "state-00001-of-00001.safetensors"]
     for left in (".tmp-step-00000013", ".trash-step-00000002"):
         shutil.copytree(tmp_path / "step-00000012", tmp_path / left)
     assert_state(load_state(tmp_path), 12)
@@ -75,16 +76,16 @@ def test_views_of_one_storage_and_sharing(tmp_path):
 
 
 def truncate(path):
-    os.truncate(path / "state.safetensors", 200)
+    os.truncate(path / PIECE, 200)
 
 
 def flip(path):
-    data = bytearray((path / "state.safetensors").read_bytes())
+    data = bytearray((path / PIECE).read_bytes())
     data[-3] ^= 1
-    (path / "state.safetensors").write_bytes(data)
+    (path / PIECE).write_bytes(data)
 
 
-def lose_tensors(path): (path / "state.safetensors").unlink()
+def lose_tensors(path): (path / PIECE).unlink()
 def lose_manifest(path): (path / "MANIFEST.json").unlink()
 def empty_manifest(path): (path / "MANIFEST.json").write_text("")
 def wrong_manifest(path): (path / "MANIFEST.json").write_text("[]")
@@ -108,11 +109,11 @@ def test_damaged_newest_state_falls_back(tmp_path, capsys, damage):
     assert names(tmp_path) == ["step-00000002", "step-00000003"]
 
 
-def test_no_state_left(tmp_path, capsys):
+def test_no_state_left(tmp_path):
     save_state(tmp_path, 2, TENSORS, META)
     flip(tmp_path / "step-00000002")
-    assert load_state(tmp_path) is None
-    assert "starting from the beginning" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no saved state is whole: .*step-00000002.*is not as it was written.*delete"):
+        load_state(tmp_path)                           # a run of days does not begin again without being told to
 
 
 # ---- optimiser ---------------------------------------------------------------------------------
@@ -181,8 +182,9 @@ def test_a_stage_that_was_interrupted_counts_its_time_before(tmp_path):
     optimizer, _ = adam(model)
     first = Folder(tmp_path, "stage", 0, "cpu", {})
     first.began -= 100                        # it has run for so many seconds
-    first.save(1, model, optimizer)
+    first.resume(model, optimizer)
+    first.save(1)
     second = Folder(tmp_path, "stage", 0, "cpu", {})
     started = second.began
-    assert second.resume(model, optimizer)[0] == 1
+    assert second.resume(model, optimizer) == 1
     assert 100 <= started - second.began < 110

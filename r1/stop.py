@@ -1,0 +1,56 @@
+"""How a script ends: a signal finishes the step and saves, an error that a user can mend is one sentence."""
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Callable
+
+from r1.types import UserError
+
+wanted = 0          # the signal that has asked this process to stop
+patient = False     # inside a training step: it is finished and saved first
+
+
+class Stopped(BaseException):
+    """A signal asked to stop, and everything is saved that should be."""
+
+
+def ends(work: Callable[[], None]) -> int:
+    """Run `work` to the script's exit status: 0, 2 for a mistake or a full disk, 130 and 143 for SIGINT and SIGTERM."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:             # a shell's "&" and nohup mean it
+            signal.signal(number, _asked)
+    first = os.environ.get("RANK", "0") == "0"
+    try:
+        work()
+    except UserError as e:
+        if first:
+            print(f"error: {e}", file=sys.stderr)
+        return 2
+    except Stopped:
+        if first:
+            command = "" if "RANK" in os.environ else f": python {shlex.join(sys.argv)}"
+            say(f"\nstopped; the same command continues{command}", sys.stderr)
+        return 128 + wanted
+    return 0
+
+
+def _asked(number: int, frame) -> None:
+    global wanted
+    if wanted:
+        os._exit(128 + number)
+    wanted = number
+    if not patient:
+        raise Stopped
+    say("\nstopping after this step; once more leaves at once", sys.stderr)
+
+
+def say(text: str, where=None) -> None:
+    """Print a line, also where nobody reads any more (`| head`): a run does not end for that."""
+    where = where or sys.stdout
+    try:
+        print(text, file=where, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), where.fileno())
