@@ -9,12 +9,19 @@
     python sample.py --explain '{"prompt": "1+1?", "answer": "2"}' "\\boxed{2.0}"
 """
 import argparse
+import contextlib
 import json
 import sys
 from collections import Counter
 from pathlib import Path
 
+from r1 import sandbox
+from r1.config import Evaluate, Sample
+from r1.explain import explain, find
+from r1.files import write_text
+from r1.tasks import draw_distinct
 from r1.types import UserError
+from r1.verify import extract
 
 
 def main() -> int:
@@ -46,15 +53,14 @@ def main() -> int:
         parser.error("--temperature is at least 0 (0: greedy), --top-p above 0 and at most 1")
     if args.json and not Path(args.json).resolve().parent.is_dir():
         parser.error(f"--json {args.json}: there is no such folder")
-    sys.stdout.reconfigure(errors="replace")       # a model, or a file, may hold half a surrogate pair
     if args.model is None and args.explain is None:
         parser.error("which model? Name a folder, e.g. runs/tiny/r1/model")
+    sys.stdout.reconfigure(errors="replace")       # a model, or a file, may hold half a surrogate pair
+    args.sample = Sample(args.max_new_tokens, args.temperature, args.top_p)
     try:
         if args.sandbox == "unprotected":
-            from r1 import sandbox
             sandbox.allow_unprotected()
         if args.explain is not None:
-            from r1.explain import explain, find
             print(explain(*find(args.explain, args.model), args.reward))
             return 0
         from r1.checkpoint import load_model       # here, so that --help needs no torch
@@ -78,65 +84,57 @@ def main() -> int:
     return 0
 
 
-def settings(args):
-    from r1.config import Sample
-    return Sample(args.max_new_tokens, args.temperature, args.top_p)
+DIM, PLAIN = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
+HEADINGS = {"<think>": f"{DIM}[thinking] ", "</think>": f"{PLAIN}\n[answer] ", "<answer>": "", "</answer>": ""}
 
 
-class Printer:
-    """Writes tokens as they come: the thinking dimmed on a terminal, tags as headings."""
+def show(piece: str, end: str = "") -> None:
+    """Print what a model writes: the thinking dimmed on a terminal, tags as headings."""
+    for tag, heading in HEADINGS.items():
+        piece = piece.replace(tag, heading)
+    print(piece, end=end, flush=True)
 
-    def __init__(self, tokenizer, thinking: bool):
-        self.tokenizer, self.ids, self.shown, self.thinking = tokenizer, [], "", thinking
-        self.dim, self.plain = ("\033[2m", "\033[0m") if sys.stdout.isatty() else ("", "")
-        if thinking:
-            print(f"{self.dim}[thinking] ", end="")
 
-    def __call__(self, id: int) -> None:
-        self.ids.append(id)
-        text = self.tokenizer.decode(self.ids)
-        if not text.endswith("\ufffd"):             # a character may take several tokens
-            self.write(text[len(self.shown):])
-            self.shown = text
-
-    def write(self, piece: str) -> None:
-        for tag, instead in (("<think>", f"{self.dim}[thinking] "), ("</think>", f"{self.plain}\n[answer] "),
-                             ("<answer>", ""), ("</answer>", "")):
-            piece = piece.replace(tag, instead)
-        print(piece, end="", flush=True)
-
-    def end(self) -> None:
-        print(self.plain)
+def prefilled(prompt: str) -> str:
+    return "<think>" if prompt.rstrip().endswith("<think>") else ""
 
 
 def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
     """Print one completion while it is drawn; returns its text."""
     from r1.sampler import generate
-    printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
-    rollout = generate(model, [tokenizer.encode(prompt)], 1, settings(args), seed, eos,
-                       on_token=lambda q, g, id: None if id in eos else printer(id))[0][0]
-    printer.end()
+    ids, shown = [], ""
+
+    def on_token(q: int, g: int, id: int) -> None:
+        nonlocal shown
+        if id in eos:
+            return
+        ids.append(id)
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):             # a character may take several tokens
+            show(text[len(shown):])
+            shown = text
+
+    show(prefilled(prompt))
+    rollout = generate(model, [tokenizer.encode(prompt)], 1, args.sample, seed, eos, on_token=on_token)[0][0]
+    print(PLAIN)
     if rollout.finish == "length":
         print(f"(cut at {len(rollout.ids)} tokens; --max-new-tokens raises the limit)", file=sys.stderr)
-    return printer.shown
+    return shown
 
 
 def answer(args, model, tokenizer, eos) -> None:
     from r1.rollout import prompt_text
     from r1.sampler import generate
-    from r1.verify import extract
 
     prompt = prompt_text(tokenizer, args.template or None, args.prompt)
     if args.n == 1 and not args.vote:
         stream(args, model, tokenizer, eos, prompt, args.seed)
         return
-    rollouts = generate(model, [tokenizer.encode(prompt)], args.n, settings(args), args.seed, eos)[0]
+    rollouts = generate(model, [tokenizer.encode(prompt)], args.n, args.sample, args.seed, eos)[0]
     texts = [tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids) for r in rollouts]
     for i, text in enumerate(texts, 1):
         print(f"--- {i}")
-        printer = Printer(tokenizer, prompt.rstrip().endswith("<think>"))
-        printer.write(text)
-        printer.end()
+        show(prefilled(prompt) + text, end=f"{PLAIN}\n")
     if args.vote:
         votes = Counter(a.strip() for a in map(extract, texts) if a and a.strip())
         print("votes: " + (", ".join(f"{a!r} {n}" for a, n in votes.most_common()) or "none gave an answer"))
@@ -146,25 +144,17 @@ def chat(args, model, tokenizer, eos) -> None:
     if args.template:
         raise UserError("a chat uses the model's own chat template; give a prompt to use --template")
     messages = []
-    while True:
-        try:
-            line = input("> ")
-        except EOFError:
-            line = ""
-        if not line.strip():
-            return
-        messages.append({"role": "user", "content": line})
-        text = stream(args, model, tokenizer, eos, tokenizer.render_prompt(messages), args.seed + len(messages))
-        messages.append({"role": "assistant", "content": text.split("</think>")[-1].strip()})   # thoughts are not kept
+    with contextlib.suppress(EOFError):
+        while (line := input("> ")).strip():
+            messages.append({"role": "user", "content": line})
+            text = stream(args, model, tokenizer, eos, tokenizer.render_prompt(messages), args.seed + len(messages))
+            messages.append({"role": "assistant", "content": text.split("</think>")[-1].strip()})   # thoughts are not kept
 
 
 def measure(args, model, tokenizer, eos) -> None:
-    from r1.config import Evaluate
     from r1.evaluate import run, split, summary
-    from r1.files import write_text
-    from r1.tasks import draw_distinct
 
-    cfg, figures = Evaluate(k=args.k, sample=settings(args)), {}
+    cfg, figures = Evaluate(k=args.k, sample=args.sample), {}
     columns = ["problems", "pass@1", "se", f"cons@{args.k}", f"pass@{args.k}", "format", "language", "length", "truncated"]
     sets = {s: draw_distinct({s: 1}, args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
     print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))

@@ -82,10 +82,6 @@ def find_program(completion: str) -> str | None:
 _AROUND = " .,;:!?\"'`()[]{}<>*“”‘’（）【】《》「」『』〈〉。，、；：！？…"
 
 
-def _judge_text(gold: str, answer: str) -> str:
-    return "ok" if _folded(answer) == _folded(gold) else "wrong"
-
-
 def _folded(text: str) -> str:
     """How kind "text" compares: single spaces, no case, no punctuation around it."""
     text = re.sub(r"\\text(?:bf|it)?\s?\{([^{}]*)\}", r"\1", plain(text))
@@ -105,10 +101,6 @@ def _judge_countdown(gold: dict, answer: str) -> str:
     if Counter(map(int, re.findall("[0-9]+", text))) != Counter(gold["numbers"]) or value != gold["target"]:
         return "wrong"
     return "ok" if not equals or parse(result) == value else "wrong"
-
-
-def _judge_code(gold: dict, program: str) -> str:
-    return sandbox.judge(gold.get("prelude", "") + program, gold).reason
 
 
 # Of reasoning-gym 0.1.25: they give the model's text to eval, by themselves or by sympy; the last but one takes
@@ -132,7 +124,10 @@ def _gym_score(task: str) -> Any:
 
 
 RULES: dict[str, Callable[[Any, str], str]] = {
-    "text": _judge_text, "countdown": _judge_countdown, "code": _judge_code, "reasoning_gym": _judge_reasoning_gym}
+    "text": lambda gold, answer: "ok" if _folded(answer) == _folded(gold) else "wrong",
+    "countdown": _judge_countdown,
+    "code": lambda gold, program: sandbox.judge(gold.get("prelude", "") + program, gold).reason,
+    "reasoning_gym": _judge_reasoning_gym}
 MATHS = ("math", "number")
 KINDS = [*MATHS, *RULES]
 
@@ -153,8 +148,7 @@ def check_gold(problem: Problem) -> None:
         good = False
     elif kind == "countdown":
         numbers = gold.get("numbers")
-        good = isinstance(numbers, (list, tuple)) and numbers and all(
-            type(number) is int for number in [*numbers, gold.get("target")])
+        good = isinstance(numbers, (list, tuple)) and numbers and all(type(n) is int for n in [*numbers, gold.get("target")])
     elif kind == "code":
         sandbox.require()
         good = sandbox.is_gold(gold)

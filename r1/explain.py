@@ -6,7 +6,7 @@ import re
 
 from r1.accuracy import MATHS, find_answer
 from r1.files import read_jsonl, read_object
-from r1.rewards import TAGS, is_repetitive, is_visible, load_reward, score
+from r1.rewards import format_fault, is_repetitive, load_reward, score
 from r1.tasks import draw_distinct, human_eval, to_problem
 from r1.types import Problem, UserError
 from r1.verify import reading
@@ -50,33 +50,15 @@ def explain(problem: Problem, completion: str, finish: str, own: str = "") -> st
     """A text for a reader. `own` names a user's reward, file.py:function."""
     s, answer = score(problem, completion, finish, {}, load_reward(own) if own else None), find_answer(problem, completion)
     shown = lambda text: "\n".join(f"    {row}" for row in str(text).splitlines()) or "    (empty)"  # noqa: E731
+    read = lambda text: [f"    read as {reading(text)}"] if problem.kind in MATHS else []  # noqa: E731
     gold = problem.answer if isinstance(problem.answer, str) else json.dumps(problem.answer, ensure_ascii=False)
-    out = [f"problem    {problem.task} {problem.id} ({problem.kind}, {problem.lang})", shown(problem.prompt), "gold", shown(gold)]
-    if problem.kind in MATHS:
-        out.append(f"    read as {reading(str(problem.answer))}")
-    out += ["answer found", shown(answer) if answer is not None else "    none"]
-    if problem.kind in MATHS and answer is not None:
-        out.append(f"    read as {reading(answer)}")
+    out = [f"problem    {problem.task} {problem.id} ({problem.kind}, {problem.lang})", shown(problem.prompt),
+           "gold", shown(gold), *read(str(problem.answer)),
+           "answer found", *([shown(answer), *read(answer)] if answer is not None else ["    none"])]
     why = REASONS.get(s.reason) or f"the custom reward raised {s.reason.partition(':')[2]}"
-    notes = {"accuracy": f"{s.reason}: {why}", "format": _format_note(completion, finish),
+    notes = {"accuracy": f"{s.reason}: {why}", "format": format_fault(completion, finish) or "as it should be",
              "language": f"share of the reasoning's words in {problem.lang!r}",
              "overlong": "needs the number of tokens, which a text does not tell",
              "repetition": "minus the share of 4-grams said before" + ("; a loop" if is_repetitive(completion) else "")}
     out += ["parts", *(f"    {part:10} {value:6.3f}  {notes.get(part, '')}".rstrip() for part, value in s.parts.items())]
     return "\n".join(out)
-
-
-def _format_note(completion: str, finish: str) -> str:
-    """What the format rule objects to."""
-    counts = {tag: completion.count(tag) for tag in TAGS}
-    if finish != "eos":
-        return f"it did not end by itself ({finish})"
-    if wrong := [f"{tag} {n} times" for tag, n in counts.items() if n != 1]:
-        return "each tag must stand once: " + ", ".join(wrong)
-    if sorted(TAGS, key=completion.index) != list(TAGS):
-        return "the tags are in the wrong order"
-    think, answer = re.search(r"<think>(.*)</think>.*<answer>(.*)</answer>", completion, re.DOTALL).groups()
-    if not is_visible(think) or not is_visible(answer):
-        return "an empty block"
-    return "nothing may stand before <think> or after </answer>" if not re.fullmatch(
-        r"\s*<think>.*</answer>\s*", completion, re.DOTALL) else "as it should be"

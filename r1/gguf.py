@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -22,16 +23,17 @@ from r1.tokenizer import Tokenizer
 from r1.types import UserError
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
-NAMES = {"token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head",
-         "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-         **{f"attn_{x}": f"self_attn.{x}_proj" for x in "qkv"}, "attn_output": "self_attn.o_proj",
-         "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-         **{f"ffn_{x}": f"mlp.{x}_proj" for x in ("gate", "up", "down")}}
+NAMES = {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output", "input_layernorm": "attn_norm",
+         "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
+         **{f"self_attn.{x}_proj": f"attn_{x}" for x in "qkv"}, "self_attn.o_proj": "attn_output",
+         **{f"mlp.{x}_proj": f"ffn_{x}" for x in ("gate", "up", "down")}}
 LLAMA3, QWEN2 = (      # they differ in how many digits stay together
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+" for digits in (r"\p{N}{1,3}", r"\p{N}"))
-SPLITS = {"gpt-2": None, "default": None, "smollm": None, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
-          "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2}    # None: GPT-2's, which ByteLevel brings along
+    pre_tokenizers.Split(Regex(
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|" + digits +
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"), "isolated") for digits in (r"\p{N}{1,3}", r"\p{N}"))
+DIGITS = pre_tokenizers.Digits(individual_digits=True)    # before GPT-2's split, which ByteLevel brings along
+SPLITS = {"gpt-2": None, "default": None, "smollm": DIGITS, "llama-bpe": LLAMA3, "llama3": LLAMA3, "llama-v3": LLAMA3,
+          "qwen2": QWEN2, "deepseek-r1-qwen": QWEN2}
 CONTROL, USER_DEFINED = 3, 4                            # types of tokens that are never split
 
 
@@ -63,38 +65,24 @@ def import_gguf(file: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
         raise UserError("reading a GGUF file needs the gguf package; run: pip install gguf") from None
     file = find_gguf(file)
     try:
-        reader = gguf.GGUFReader(file)
-        meta = _Metadata(file, reader)
-        tensors = {t.name: t for t in reader.tensors}
+        f = _File(file, gguf.GGUFReader(file))
     except (ValueError, IndexError, KeyError, OverflowError, OSError) as e:
         raise UserError(f"{file} is damaged or not a GGUF file ({e}); fetch it again") from None
-
-    def read(name: str) -> Tensor:
-        t = tensors.get(name)
-        if t is None:
-            raise UserError(f"{file}: tensor {name} is missing; fetch the file again")
-        try:
-            return torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy())
-        except NotImplementedError:
-            raise UserError(f"{file}: tensor {name} has the type {t.tensor_type.name}, which the gguf package "
-                            "cannot dequantise; fetch another quantisation of the model") from None
-
-    cfg = _config(meta, tensors, read)
-    tokenizer, eos = _tokenizer(meta, cfg.vocab_size)
-    model = _model(meta, cfg, tensors, read)
-    save_model(out_dir, model, tokenizer, eos_ids=eos, pad_id=meta.get("tokenizer.ggml.padding_token_id"))
+    cfg = _config(f)
+    tokenizer, eos = _tokenizer(f, cfg.vocab_size)
+    save_model(out_dir, _model(f, cfg), tokenizer, eos_ids=eos, pad_id=f.get("tokenizer.ggml.padding_token_id"))
     return Path(out_dir)
 
 
-class _Metadata:
-    """The key-value part of the file; `{arch}` in a key stands for the architecture."""
+class _File:
+    """Metadata and tensors; `{arch}` in a key stands for the architecture."""
 
     def __init__(self, file: Path, reader):
         self.file, self.fields = file, reader.fields
         self.arch = self.get("general.architecture")
         if self.arch not in ARCHITECTURES:
-            raise UserError(f"{file}: architecture {self.arch} is not supported; "
-                            f"supported are {', '.join(ARCHITECTURES)}")
+            raise UserError(f"{file}: architecture {self.arch} is not supported; supported are {', '.join(ARCHITECTURES)}")
+        self.tensors = {t.name: t for t in reader.tensors}
 
     def get(self, key: str, default=None):
         field = self.fields.get(key.replace("{arch}", getattr(self, "arch", "")))
@@ -107,35 +95,42 @@ class _Metadata:
                             f"but is {value!r:.80}; fetch another conversion of the model")
         return value
 
+    def tensor(self, name: str):
+        if name not in self.tensors:
+            raise UserError(f"{self.file}: tensor {name} is missing; fetch the file again")
+        return self.tensors[name]
+
+    def read(self, name: str) -> Tensor:
+        import gguf
+        t = self.tensor(name)
+        try:
+            return torch.from_numpy(gguf.dequantize(t.data, t.tensor_type).copy())
+        except NotImplementedError:
+            raise UserError(f"{self.file}: tensor {name} has the type {t.tensor_type.name}, which the gguf package "
+                            "cannot dequantise; fetch another quantisation of the model") from None
+
 
 # ---- model -------------------------------------------------------------------------------------
 
-def _config(meta: _Metadata, tensors: dict, read) -> ModelConfig:
-    for key, harmless in (("expert_count", (0,)), ("attention.sliding_window", (0,)),
-                          ("rope.scaling.type", ("none",))):
-        value = meta.get("{arch}." + key)
-        if value is not None and value not in harmless:
-            raise UserError(f"{meta.file}: {meta.arch}.{key} is {value}, which is not supported; choose another model")
-    width, heads = meta.need("{arch}.embedding_length", int), meta.need("{arch}.attention.head_count", int)
-    head_dim = meta.get("{arch}.attention.key_length", width // heads)
-    if meta.get("{arch}.rope.dimension_count", head_dim) != head_dim:
-        raise UserError(f"{meta.file}: RoPE on a part of each head is not supported; choose another model")
-    if "token_embd.weight" not in tensors:
-        raise UserError(f"{meta.file}: tensor token_embd.weight is missing; fetch the file again")
+def _config(f: _File) -> ModelConfig:
+    for key, harmless in (("expert_count", 0), ("attention.sliding_window", 0), ("rope.scaling.type", "none")):
+        if (value := f.get("{arch}." + key, harmless)) != harmless:
+            raise UserError(f"{f.file}: {f.arch}.{key} is {value}, which is not supported; choose another model")
+    width, heads = f.need("{arch}.embedding_length", int), f.need("{arch}.attention.head_count", int)
+    head_dim = f.get("{arch}.attention.key_length", width // heads)
+    if f.get("{arch}.rope.dimension_count", head_dim) != head_dim:
+        raise UserError(f"{f.file}: RoPE on a part of each head is not supported; choose another model")
     try:
         return ModelConfig(
-            vocab_size=int(tensors["token_embd.weight"].shape[1]), hidden_size=width, num_attention_heads=heads,
-            intermediate_size=meta.need("{arch}.feed_forward_length", int),
-            num_hidden_layers=meta.need("{arch}.block_count", int), head_dim=head_dim,
-            num_key_value_heads=meta.get("{arch}.attention.head_count_kv", heads),
-            max_position_embeddings=meta.need("{arch}.context_length", int),
-            rope_theta=_short(meta.get("{arch}.rope.freq_base", 10000.0)),
-            rope_scaling=_rope_scaling(meta, tensors, read, head_dim),
-            rms_norm_eps=_short(meta.need("{arch}.attention.layer_norm_rms_epsilon", float)),
-            tie_word_embeddings="output.weight" not in tensors,
-            attention_bias=meta.arch == "qwen2", qk_norm=meta.arch == "qwen3")
+            vocab_size=int(f.tensor("token_embd.weight").shape[1]), hidden_size=width, num_attention_heads=heads, head_dim=head_dim,
+            intermediate_size=f.need("{arch}.feed_forward_length", int), num_hidden_layers=f.need("{arch}.block_count", int),
+            num_key_value_heads=f.get("{arch}.attention.head_count_kv", heads),
+            max_position_embeddings=f.need("{arch}.context_length", int),
+            rope_theta=_short(f.get("{arch}.rope.freq_base", 10000.0)), rope_scaling=_rope_scaling(f, head_dim),
+            rms_norm_eps=_short(f.need("{arch}.attention.layer_norm_rms_epsilon", float)),
+            tie_word_embeddings="output.weight" not in f.tensors, attention_bias=f.arch == "qwen2", qk_norm=f.arch == "qwen3")
     except (ValueError, TypeError) as e:
-        raise UserError(f"{meta.file}: {e}; fetch another conversion of the model") from None
+        raise UserError(f"{f.file}: {e}; fetch another conversion of the model") from None
 
 
 def _short(x: float) -> float:
@@ -143,102 +138,81 @@ def _short(x: float) -> float:
     return float(f"{x:.7g}")
 
 
-def _rope_scaling(meta: _Metadata, tensors: dict, read, head_dim: int) -> dict | None:
+def _rope_scaling(f: _File, head_dim: int) -> dict | None:
     """Llama 3's parameters, from the divisors of the frequencies that the converter made of them."""
-    if "rope_freqs.weight" not in tensors:
+    if "rope_freqs.weight" not in f.tensors:
         return None
-    divisors = read("rope_freqs.weight")
+    divisors = f.read("rope_freqs.weight")
     scaling = {"rope_type": "llama3", "factor": _short(divisors.max().item()), "low_freq_factor": 1.0,
                "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}    # as in every Llama 3.1 to 3.3
-    plain = ModelConfig(head_dim=head_dim, rope_theta=meta.get("{arch}.rope.freq_base", 10000.0))
+    plain = ModelConfig(head_dim=head_dim, rope_theta=f.get("{arch}.rope.freq_base", 10000.0))
     stretched = ModelConfig(head_dim=head_dim, rope_theta=plain.rope_theta, rope_scaling=scaling)
     expected = rope_frequencies(plain) / rope_frequencies(stretched)
     if divisors.shape != expected.shape or not torch.allclose(divisors, expected, rtol=1e-4):
-        raise UserError(f"{meta.file}: rope_freqs.weight is not Llama 3's RoPE scaling; choose another model")
+        raise UserError(f"{f.file}: rope_freqs.weight is not Llama 3's RoPE scaling; choose another model")
     return scaling
 
 
-def _unpermute(weight: Tensor, heads: int) -> Tensor:
-    """Channel pairs (2i, 2i+1), llama.cpp's order for Llama, back to pairs (i, i + D/2). weight (H*D, C)."""
-    return weight.view(heads, -1, 2, weight.shape[-1]).transpose(1, 2).reshape(weight.shape)
-
-
 @torch.no_grad()
-def _model(meta: _Metadata, cfg: ModelConfig, tensors: dict, read) -> Transformer:
+def _model(f: _File, cfg: ModelConfig) -> Transformer:
     with torch.device("meta"):
         model = Transformer(cfg)
     model.to_empty(device="cpu")
     if cfg.tie_word_embeddings:
         model.lm_head.weight = model.embed_tokens.weight
-    params, left = dict(model.named_parameters()), set(tensors) - {"rope_freqs.weight"}
-    theirs = {v: k for k, v in NAMES.items()}
-    for name, p in params.items():
-        stem, kind = name.rsplit(".", 1)
-        block = ""
-        if stem.startswith("layers."):
-            _, layer, stem = stem.split(".", 2)
-            block = f"blk.{layer}."
-        source = f"{block}{theirs[stem]}.{kind}"
-        weight = read(source)
+    left = set(f.tensors) - {"rope_freqs.weight"}
+    for name, p in model.named_parameters():
+        layer, stem, kind = re.fullmatch(r"(?:layers\.(\d+)\.)?(.+)\.(\w+)", name).groups()
+        source = (f"blk.{layer}." if layer else "") + f"{NAMES[stem]}.{kind}"
+        weight = f.read(source)
         if weight.shape != p.shape:
-            raise UserError(f"{meta.file}: tensor {source} has shape {list(weight.shape)}, but the metadata asks for "
+            raise UserError(f"{f.file}: tensor {source} has shape {list(weight.shape)}, but the metadata asks for "
                             f"{list(p.shape)}; fetch another conversion of the model")
-        if meta.arch == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
-            weight = _unpermute(weight, weight.shape[0] // cfg.head_dim)
+        if f.arch == "llama" and stem in ("self_attn.q_proj", "self_attn.k_proj"):
+            # channel pairs (2i, 2i+1), llama.cpp's order for Llama, back to pairs (i, i + D/2)
+            weight = weight.view(-1, cfg.head_dim // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
         p.copy_(weight)
         left.discard(source)
     if left:
-        raise UserError(f"{meta.file}: tensor {min(left)} has no place in a {meta.arch} model; choose another model")
+        raise UserError(f"{f.file}: tensor {min(left)} has no place in a {f.arch} model; choose another model")
     return model
 
 
 # ---- tokenizer ---------------------------------------------------------------------------------
 
-def _tokenizer(meta: _Metadata, vocab_size: int) -> tuple[Tokenizer, list[int]]:
+def _tokenizer(f: _File, vocab_size: int) -> tuple[Tokenizer, list[int]]:
     """The byte-level BPE of the file, and the ids that end a completion."""
-    kind, pre = meta.get("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre", "default")
+    kind, pre = f.get("tokenizer.ggml.model"), f.get("tokenizer.ggml.pre", "default")
     if kind != "gpt2" or pre not in SPLITS:
-        raise UserError(f"{meta.file}: tokenizer {kind} with pre-tokenizer {pre} is not supported; "
+        raise UserError(f"{f.file}: tokenizer {kind} with pre-tokenizer {pre} is not supported; "
                         f"supported is gpt2 with one of {', '.join(SPLITS)}")
-    tokens, types = meta.need("tokenizer.ggml.tokens", list), meta.get("tokenizer.ggml.token_type", [])
+    tokens, types = f.need("tokenizer.ggml.tokens", list), f.get("tokenizer.ggml.token_type", [])
     vocab = {token: i for i, token in enumerate(tokens)}
     if len(vocab) != len(tokens) or len(tokens) > vocab_size:
-        raise UserError(f"{meta.file}: {len(tokens)} tokens, {len(vocab)} of them different, do not fit "
+        raise UserError(f"{f.file}: {len(tokens)} tokens, {len(vocab)} of them different, do not fit "
                         f"{vocab_size} embeddings; fetch another conversion of the model")
-    merges = [tuple(m.split(" ", 1)) for m in meta.need("tokenizer.ggml.merges", list)]
-    llama3 = SPLITS[pre] == LLAMA3
-    core = Core(models.BPE(vocab, merges, ignore_merges=llama3))    # Llama 3 looks whole words up first
-    core.normalizer = normalizers.NFC() if SPLITS[pre] == QWEN2 else None    # llama.cpp leaves this out
-    core.pre_tokenizer = _pre_tokenizer(pre, meta.get("tokenizer.ggml.add_space_prefix", False))
+    merges = [tuple(m.split(" ", 1)) for m in f.need("tokenizer.ggml.merges", list)]
+    first = SPLITS[pre]
+    core = Core(models.BPE(vocab, merges, ignore_merges=first is LLAMA3))    # Llama 3 looks whole words up first
+    core.normalizer = normalizers.NFC() if first is QWEN2 else None          # llama.cpp leaves this out
+    byte_level = pre_tokenizers.ByteLevel(f.get("tokenizer.ggml.add_space_prefix", False), use_regex=first in (None, DIGITS))
+    core.pre_tokenizer = pre_tokenizers.Sequence([first, byte_level]) if first else byte_level
     core.decoder = decoders.ByteLevel()
-    for token, kind in zip(tokens, types):
-        if kind == CONTROL:
-            core.add_special_tokens([AddedToken(token, special=True, normalized=False)])
-        elif kind == USER_DEFINED:
-            core.add_tokens([AddedToken(token, special=False, normalized=False)])
+    core.add_tokens([AddedToken(token, special=kind == CONTROL, normalized=False)
+                     for token, kind in zip(tokens, types) if kind in (CONTROL, USER_DEFINED)])
 
-    ids = {name: meta.get(f"tokenizer.ggml.{key}_token_id") for name, key in
+    ids = {name: f.get(f"tokenizer.ggml.{key}_token_id") for name, key in
            (("bos", "bos"), ("eos", "eos"), ("pad", "padding"), ("unk", "unknown"), ("eot", "eot"))}
     for name, i in ids.items():
         if i is not None and i >= len(tokens):
-            raise UserError(f"{meta.file}: the {name} token has id {i}, but there are {len(tokens)} tokens")
+            raise UserError(f"{f.file}: the {name} token has id {i}, but there are {len(tokens)} tokens")
     config = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False,
-              "add_bos_token": bool(meta.get("tokenizer.ggml.add_bos_token", llama3)),
-              "model_max_length": meta.need("{arch}.context_length", int),
-              "chat_template": meta.get("tokenizer.chat_template"),
-              **{f"{name}_token": None if ids[name] is None else tokens[ids[name]]
-                 for name in ("bos", "eos", "pad", "unk")}}
+              "add_bos_token": bool(f.get("tokenizer.ggml.add_bos_token", first is LLAMA3)),
+              "model_max_length": f.need("{arch}.context_length", int), "chat_template": f.get("tokenizer.chat_template"),
+              **{f"{name}_token": None if ids[name] is None else tokens[ids[name]] for name in ("bos", "eos", "pad", "unk")}}
     if config["add_bos_token"] and ids["bos"] is not None:    # for transformers; `Tokenizer.encode` adds nothing
         bos = config["bos_token"]
         core.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", pair=f"{bos} $A {bos}:1 $B:1", special_tokens=[(bos, ids["bos"])])
     ends = [ids[name] for name in ("eos", "eot") if ids[name] is not None]
     return Tokenizer(core, {k: v for k, v in config.items() if v is not None}), list(dict.fromkeys(ends))
-
-
-def _pre_tokenizer(pre: str, add_prefix_space: bool):
-    if SPLITS[pre] is not None:
-        first = pre_tokenizers.Split(Regex(SPLITS[pre]), "isolated")
-        return pre_tokenizers.Sequence([first, pre_tokenizers.ByteLevel(add_prefix_space, use_regex=False)])
-    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space, use_regex=True)
-    return pre_tokenizers.Sequence([pre_tokenizers.Digits(True), gpt2]) if pre == "smollm" else gpt2

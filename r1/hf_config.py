@@ -72,24 +72,20 @@ def _refuse(raw: dict, name: str, file: Path) -> None:
     """Name what the model needs and `Transformer` does not have."""
     windowed = raw.get("use_sliding_window") and (raw.get("max_window_layers") or 0) < raw["num_hidden_layers"]
     kinds = raw.get("layer_types") or ["sliding_attention" if windowed else "full_attention"]
-    found = {
-        "quantised weights (quantization_config)": raw.get("quantization_config"),
-        "sliding-window attention": any(kind != "full_attention" for kind in kinds),
-        "biases in the MLP (mlp_bias)": raw.get("mlp_bias"),
-        "a bias on o_proj (attention_bias)": raw.get("attention_bias") and name != "Qwen2ForCausalLM",
-        f"the activation {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu",
-    }
-    for what, present in found.items():
-        if present:
-            raise UserError(f"{file}: the model uses {what}, which is not supported; choose another model")
+    found = {"quantised weights (quantization_config)": raw.get("quantization_config"),
+             "sliding-window attention": any(kind != "full_attention" for kind in kinds),
+             "biases in the MLP (mlp_bias)": raw.get("mlp_bias"),
+             "a bias on o_proj (attention_bias)": raw.get("attention_bias") and name != "Qwen2ForCausalLM",
+             f"the activation {raw.get('hidden_act')!r}": raw.get("hidden_act", "silu") != "silu"}
+    if used := [what for what, present in found.items() if present]:
+        raise UserError(f"{file}: the model uses {used[0]}, which is not supported; choose another model")
 
 
 def load_config(path) -> ModelConfig:
     """The `ModelConfig` of a Hugging Face folder. UserError if it asks for something we would not run exactly."""
     if not Path(path).is_dir():
         raise UserError(f"model folder {path} does not exist; give a folder with config.json and model.safetensors")
-    file = Path(path) / "config.json"
-    raw = read_json(file)
+    raw = read_json(file := Path(path) / "config.json")
     names = raw.get("architectures") or [k for k, v in MODEL_TYPES.items() if v == raw.get("model_type")]
     name = str(names[0] if isinstance(names, list) and names else raw.get("model_type"))
     if name not in MODEL_TYPES:
@@ -97,8 +93,7 @@ def load_config(path) -> ModelConfig:
     if raw.get("head_dim") is None and name == "Qwen3ForCausalLM":
         raw["head_dim"] = 128                          # its default in transformers is not C / H
     defaults = {"num_key_value_heads": raw.get("num_attention_heads"), "max_position_embeddings": 2048}
-    sizes = {key: _number(raw, key, file, defaults.get(key))
-             for key in SIZES if key != "head_dim" or raw.get(key) is not None}
+    sizes = {key: _number(raw, key, file, defaults.get(key)) for key in SIZES if key != "head_dim" or raw.get(key) is not None}
     _refuse(raw, name, file)
     theta, scaling = _rope(raw, file)
     try:

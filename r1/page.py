@@ -16,32 +16,24 @@ STYLE = """
 --bar:#22374c;--right:#6cc093;--wrong:#e58a77}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 Charter,"Iowan Old Style",Palatino,Georgia,serif}
-body>header,main{max-width:1260px;margin:0 auto;padding:0 24px}
-body>header{padding-top:48px}
-h1{font-size:30px;font-weight:600;margin:0}
+body>header,main{max-width:1260px;margin:0 auto;padding:0 24px} body>header{padding-top:48px}
+h1{font-size:30px;font-weight:600;margin:0} h3{font-size:17px;margin:30px 0 8px}
 h2{font-size:22px;font-weight:600;margin:52px 0 14px;padding-bottom:6px;border-bottom:1px solid var(--line)}
-h3{font-size:17px;margin:30px 0 8px}
 small,.note,header p,footer{color:var(--soft);font-weight:400;font-size:14px}
 nav a{margin-right:18px;color:inherit;text-underline-offset:3px;text-decoration-color:var(--line)}
-.wide{overflow-x:auto}
 table{border-collapse:collapse;font:13px/1.4 system-ui,sans-serif;font-variant-numeric:tabular-nums;white-space:nowrap}
-td,th{padding:5px 9px;text-align:right;border-bottom:1px solid var(--line)}
-th{color:var(--soft);font-weight:500;vertical-align:bottom}
-th[colspan]{text-align:center}
+.wide{overflow-x:auto} td,th{padding:5px 9px;text-align:right;border-bottom:1px solid var(--line)}
+th{color:var(--soft);font-weight:500;vertical-align:bottom} th[colspan]{text-align:center}
 td:first-child,th:first-child{text-align:left;font-weight:600}
 td.bar{background:linear-gradient(var(--bar) 0 0) no-repeat left/var(--v) 100%;min-width:74px}
 .charts,.pair{display:grid;gap:22px;grid-template-columns:repeat(auto-fill,minmax(310px,1fr))}
-.pair{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))}
-svg{width:100%;height:auto;display:block}
-details{border-bottom:1px solid var(--line);padding:7px 0}
-summary{cursor:pointer;font-weight:600}
-article{background:var(--card);border:1px solid var(--line);border-radius:5px;padding:12px 16px}
+.pair{grid-template-columns:repeat(auto-fit,minmax(400px,1fr))} svg{width:100%;height:auto;display:block}
+details{border-bottom:1px solid var(--line);padding:7px 0} summary{cursor:pointer;font-weight:600}
 .cards{display:grid;gap:14px;grid-template-columns:repeat(auto-fill,minmax(min(520px,100%),1fr));margin:12px 0}
+article{background:var(--card);border:1px solid var(--line);border-radius:5px;padding:12px 16px}
 article header{color:var(--soft);font:13px system-ui,sans-serif}
-.right b{color:var(--right)}
-.wrong b{color:var(--wrong)}
-dl{display:grid;grid-template-columns:76px 1fr;gap:7px 14px;margin:11px 0}
-dt{color:var(--soft);font-size:14px}
+.right b{color:var(--right)} .wrong b{color:var(--wrong)}
+dl{display:grid;grid-template-columns:76px 1fr;gap:7px 14px;margin:11px 0} dt{color:var(--soft);font-size:14px}
 dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;unicode-bidi:isolate;max-height:420px;overflow-y:auto;
 font:13px/1.55 ui-monospace,Menlo,Consolas,monospace}
 dd.thinking{color:var(--soft);border-left:2px solid var(--line);padding-left:12px}
@@ -59,14 +51,13 @@ def details(summary: str, body: str) -> str:
 
 def html_table(head: list[str], rows: list[list[str]], groups: str = "", bars: tuple[int, ...] = ()) -> str:
     """`groups` is a ready row above the head; a cell of a column in `bars` is shaded by its percentage."""
-    out = [f'<div class="wide"><table><thead>{groups}<tr>', *(f"<th>{h(c)}</th>" for c in head), "</tr></thead><tbody>"]
-    for row in rows:
-        out.append("<tr>")
-        for i, cell in enumerate(row):
-            shade = re.match(r"[\d.]+", cell) if i in bars else None
-            out.append(f'<td class="bar" style="--v:{shade[0]}%">{h(cell)}</td>' if shade else f"<td>{h(cell)}</td>")
-        out.append("</tr>")
-    return "".join([*out, "</tbody></table></div>"])
+    def td(i: int, cell: str) -> str:
+        shade = re.match(r"[\d.]+", cell) if i in bars else None
+        return f'<td class="bar" style="--v:{shade[0]}%">{h(cell)}</td>' if shade else f"<td>{h(cell)}</td>"
+
+    top = "".join(f"<th>{h(c)}</th>" for c in head)
+    body = "".join(f"<tr>{''.join(td(i, cell) for i, cell in enumerate(row))}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead>{groups}<tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def number(value) -> float:
@@ -75,8 +66,13 @@ def number(value) -> float:
     return float(value) if ok else math.nan
 
 
+def shown(value) -> str:
+    """A figure with one decimal; – for none."""
+    return "–" if math.isnan(number(value)) else f"{value:.1f}"
+
+
 def percent(value) -> str:
-    return "–" if math.isnan(number(value)) else f"{100 * value:.1f}"
+    return shown(100 * number(value))
 
 
 def cut(text, most: int) -> str:
@@ -117,15 +113,14 @@ def facts(row: dict) -> tuple[str, str]:
 def sample_html(row: dict) -> str:
     (above, below), (thinking, rest) = facts(row), parts_of(row)
     verdict, lang = ("right" if is_right(row) else "wrong"), h(row.get("lang", ""))
-    items = [("question", cut(row.get("prompt", ""), 1500)), ("thinking", thinking), ("answer", rest or "(nothing)"),
-             ("gold", gold(row))]
-    body = "".join(f'<dt>{name}</dt><dd class="{name}" lang="{lang}">{h(text)}</dd>' for name, text in items if text)
+    items = {"question": cut(row.get("prompt", ""), 1500), "thinking": thinking, "answer": rest or "(nothing)", "gold": gold(row)}
+    body = "".join(f'<dt>{name}</dt><dd class="{name}" lang="{lang}">{h(text)}</dd>' for name, text in items.items() if text)
     return (f'<article class="{verdict}"><header><b>{verdict}</b> {h(above)}</header><dl>{body}</dl>'
             f"<footer>{h(below)}</footer></article>")
 
 
-def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label: str = "", x_label: str = "step") -> str:
-    """Lines over x as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
+def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label: str = "") -> str:
+    """Lines over steps as one SVG, also for a file of its own. NaN breaks a line; long series are drawn as bucket means."""
     lines = {name: thin(points) for name, points in series.items()}
     flat = [p for points in lines.values() for p in points if math.isfinite(p[1])] or [(0.0, 0.0)]
     xs = [x for points in series.values() for x, _ in points] or [0.0]
@@ -146,15 +141,14 @@ def line_chart(series: dict[str, list[tuple[float, float]]], title: str, y_label
     for x in [x for x in ticks(x0, x1) if x0 <= x <= x1 and (x == int(x) or not whole)]:
         out.append(f'<path d="M{at(x):.1f} {bottom}v4" stroke="currentColor" opacity=".5"/><text x="{at(x):.1f}" '
                    f'y="{bottom + 17}" text-anchor="middle" opacity=".75">{x:.6g}</text>')
-    out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">{h(x_label)}</text>')
+    out.append(f'<text x="{right}" y="{bottom + 29}" text-anchor="end" opacity=".65">step</text>')
     key = left
     for i, (name, points) in enumerate(lines.items()):
         colour, path, pen = COLOURS[i % len(COLOURS)], "", "M"
         for x, y in points:
             path, pen = (f"{path}{pen}{at(x):.1f} {up(y):.1f}", "L") if math.isfinite(y) else (path, "M")
         path = re.sub(r"(M[^ML]+)(?=M|$)", r"\1h0", path)                # a point between two gaps becomes a dot
-        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" '
-                   'stroke-linecap="round"/>')
+        out.append(f'<path d="{path}" fill="none" stroke="{colour}" stroke-width="1.8" stroke-linejoin="round" stroke-linecap="round"/>')
         if len(lines) > 1:
             out.append(f'<path d="M{key} 29h14" stroke="{colour}" stroke-width="3"/><text x="{key + 19}" y="33">{h(name)}</text>')
             key += 34 + 6.4 * len(name)
@@ -175,6 +169,5 @@ def thin(points: list[tuple[float, float]], most: int = 160) -> list[tuple[float
     size, out = -(-len(points) // most) or 1, []
     for i in range(0, len(points), size):
         good = [p for p in points[i:i + size] if math.isfinite(p[1])]
-        mean = lambda j: sum(p[j] for p in good) / len(good)            # noqa: B023, E731
-        out.append((mean(0), mean(1)) if good else (points[i][0], math.nan))
+        out.append(tuple(sum(of) / len(good) for of in zip(*good, strict=True)) if good else (points[i][0], math.nan))
     return out

@@ -10,23 +10,22 @@ import math
 import re
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from r1.files import load_json, write_text
 from r1.page import (CONTROL, STYLE, cut, details, facts, gold, h, html_table, is_right, line_chart, number, parts_of, percent,
-                     sample_html)
+                     sample_html, shown)
 
 # AIME 2024 pass@1 of the paper's checkpoints (R1 v1 figure 2 and tables 2 and 6, v2 table 3).
 PAPER = {"base": "15.6", "zero": "71.0 / 77.9", "dev1": "59.0", "dev2": "74.0", "dev3": "78.1", "r1": "79.8",
          "student": "72.6", "student_rl": "47.0"}
-PAPER_HEAD = ["paper (AIME 2024)"]
 PAPER_NOTE = ("The last column, for orientation only, is AIME 2024 pass@1 of the paper's checkpoint in that role: another model, "
               "another task. R1-Zero starts at 15.6 and ends at 71.0 (paper v1) or 77.9 (v2), 86.7 by majority of 64; "
               "the students are Distill-Qwen-32B and Qwen-32B-Zero.")
-ROLE = {"zero": "R1-Zero: RL straight on the base", "dev1": "cold start: SFT on R1-Zero's traces",
-        "dev2": "RL with the language reward", "dev3": "base again: SFT on the curated set", "r1": "RL on all scenarios",
-        "student": "the small model: distillation instead of RL straight on it"}
-STEPS = [("base", "zero"), ("base", "dev1"), ("dev1", "dev2"), ("dev2", "dev3"), ("dev3", "r1"), ("student_rl", "student")]
+STEPS = [("base", "zero", "R1-Zero: RL straight on the base"), ("base", "dev1", "cold start: SFT on R1-Zero's traces"),
+         ("dev1", "dev2", "RL with the language reward"), ("dev2", "dev3", "base again: SFT on the curated set"),
+         ("dev3", "r1", "RL on all scenarios"), ("student_rl", "student", "the small model: distillation instead of RL straight on it")]
 CHARTS = [("Reward parts", "share", {"accuracy": "accuracy", "format": "format", "language": "language"}),
           ("Penalties and own reward", "", {"overlong": "overlong", "repetition": "repetition", "custom": "custom"}),
           ("Length", "tokens", {"length": "all", "length_right": "right", "length_wrong": "wrong"}),
@@ -41,10 +40,9 @@ SAMPLE_BYTES = 1_000_000                                                  # of a
 
 def write_report(root: Path) -> None:
     """Write `root`/report.md and `root`/report.html from what lies in `root`."""
-    root = Path(root)
     run = read_run(root)
-    for name, text in (("report.md", markdown(root, run)), ("report.html", page(root, run))):
-        write_text(root / name, text)
+    write_text(root / "report.md", markdown(root, run))
+    write_text(root / "report.html", page(root, run))
 
 
 # Reading
@@ -54,12 +52,9 @@ def read_lines(file: Path) -> Iterator[dict]:
     if file.is_file():
         with file.open(encoding="utf-8", errors="replace") as f:
             for line in f:
-                try:
-                    row = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(row, dict):
-                    yield row
+                with suppress(ValueError):
+                    if isinstance(row := json.loads(line), dict):
+                        yield row
 
 
 def read_run(root: Path) -> dict:
@@ -72,8 +67,8 @@ def read_run(root: Path) -> dict:
     for name in [*known, *(n for n in sorted(started, key=started.get) if n not in known)]:
         config = root / name / "config.yaml"
         text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-        plain = {k: v for k, v in re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)}
-        stage = {"name": name, "kind": "", "init": "", **plain, **known.get(name, {})}
+        plain = re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)
+        stage = {"name": name, "kind": "", "init": "", **dict(plain), **known.get(name, {})}
         for key in ("done", "eval"):
             stage[key] = load_json(root / name / f"{key}.json") or stage.get(key) or {}
         stages.append(stage)
@@ -94,15 +89,12 @@ def all_domains(run: dict) -> list[str]:
 def figures(row: dict, k) -> list[str]:
     """pass@1 with its standard error, cons@k, pass@k, format, language, length."""
     error = "" if math.isnan(number(row.get("se"))) else f" ± {percent(row['se'])}"
-    length = number(row.get("length"))
     return [percent(row.get("pass@1")) + error,
-            *(percent(row.get(key)) for key in (f"cons@{k}", f"pass@{k}", "format", "language")),
-            "–" if math.isnan(length) else f"{length:.1f}"]
+            *(percent(row.get(key)) for key in (f"cons@{k}", f"pass@{k}", "format", "language")), shown(row.get("length"))]
 
 
 def minutes(stage: dict) -> str:
-    seconds = number((stage.get("done") or {}).get("seconds"))
-    return "–" if math.isnan(seconds) else f"{seconds / 60:.1f}"
+    return shown(number((stage.get("done") or {}).get("seconds")) / 60)
 
 
 def samples_k(run: dict) -> str:
@@ -111,26 +103,26 @@ def samples_k(run: dict) -> str:
     return ks.pop() if len(ks) == 1 else "k"
 
 
+def in_paper(run: dict) -> bool:
+    """Whether a stage has the role of a checkpoint of the paper's; without one there is no column for those."""
+    return any(s["name"] in PAPER for s in run.get("stages", []))
+
+
+def stage_rows(run: dict, join=list) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of evaluated stages; `join` may put columns of a domain together."""
+    k, names, compared = samples_k(run), all_domains(run), in_paper(run)
+    head = join(["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"]) * len(names)
+    rows = [[s["name"], *(cell for n in names for cell in join(figures(domains(s).get(n, {}), s["eval"].get("k")))),
+             minutes(s), *[PAPER.get(s["name"], "")] * compared] for s in run.get("stages", []) if domains(s)]
+    return ["stage", *head, "minutes", *["paper (AIME 2024)"] * compared], rows
+
+
 def stage_table(results: dict) -> str:
     """The evaluated stages of a results.json as a Markdown table; figures in percent, lengths in tokens."""
-    k, names = samples_k(results), all_domains(results)
-    head = ["stage"]
-    for name in names:
-        head += [f"{name}: pass@1 ± se", f"cons@{k} / pass@{k}", "format / language", "length"]
-    rows = []
-    for s in results.get("stages", []):
-        if domains(s):
-            row = [f"`{s['name']}`"]
-            for name in names:
-                f = figures(domains(s).get(name, {}), s["eval"].get("k"))
-                row += [f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5]]
-            rows.append([*row, minutes(s), *paper(results, s)])
-    return markdown_table([*head, "minutes", *PAPER_HEAD[:len(paper(results, {}))]], rows)
-
-
-def paper(run: dict, stage: dict) -> list[str]:
-    """The cell of the paper's column; a run in which no stage has a checkpoint of the paper's has no such column."""
-    return [PAPER.get(stage.get("name"), "")] if any(s["name"] in PAPER for s in run.get("stages", [])) else []
+    head, rows = stage_rows(results, lambda f: [f[0], f"{f[1]} / {f[2]}", f"{f[3]} / {f[4]}", f[5]])
+    for i, name in enumerate(all_domains(results)):
+        head[1 + 4 * i] = f"{name}: {head[1 + 4 * i]}"
+    return markdown_table(head, [[f"`{name}`", *cells] for name, *cells in rows])
 
 
 def markdown_table(head: list[str], rows: list[list[str]]) -> str:
@@ -147,15 +139,13 @@ def counts_rows(root: Path, run: dict) -> list[list[str]]:
 def headlines(run: dict) -> list[str]:
     """What changed from checkpoint to checkpoint, one sentence each."""
     by_name, out = {s["name"]: domains(s) for s in run["stages"]}, []
-    for a, b in STEPS:
-        parts = []
-        for d in [d for d in by_name.get(b, {}) if d in by_name.get(a, {})]:
-            x, y = by_name[a][d], by_name[b][d]
-            lengths = " → ".join(f"{number(z.get('length')):.0f}" for z in (x, y))
-            parts.append(f"{d} {percent(x['pass@1'])} → {percent(y['pass@1'])}, language {percent(x.get('language'))} → "
-                         f"{percent(y.get('language'))}, length {lengths}")
+    for a, b, role in STEPS:
+        old, new = by_name.get(a, {}), by_name.get(b, {})
+        parts = [f"{d} {percent(x['pass@1'])} → {percent(y['pass@1'])}, language {percent(x.get('language'))} → "
+                 f"{percent(y.get('language'))}, length {number(x.get('length')):.0f} → {number(y.get('length')):.0f}"
+                 for d, y in new.items() if (x := old.get(d))]
         if parts:
-            out.append(f"{a} → {b} ({ROLE[b]}): {'; '.join(parts)}")
+            out.append(f"{a} → {b} ({role}): {'; '.join(parts)}")
     return out
 
 
@@ -166,17 +156,6 @@ def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
     none = key in ("length_right", "length_wrong")                       # 0 there says that there was no such completion
     return [(number(m.get("step")), math.nan if none and not m.get(key) else number(m.get(key)))
             for m in rows if math.isfinite(number(m.get("step")))]
-
-
-def charts(rows: list[dict], kind: str) -> list[str]:
-    """Every chart for which a stage has figures; KL stays 0 where there is no reference."""
-    out = []
-    for title, unit, keys in [c for c in CHARTS if c[0] != "Loss"] if kind == "grpo" else CHARTS[-2:]:
-        series = {name: curve(rows, key) for key, name in keys.items()}
-        series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
-        if series and ("kl" not in keys or any(number(m.get("kl")) > 0 for m in rows)):
-            out.append(line_chart(series, title, unit))
-    return out
 
 
 # Samples
@@ -205,21 +184,20 @@ def trained(folder: Path) -> list[dict]:
 def about(run: dict) -> str:
     """One line on the run: seed, machine, time, what is not finished."""
     hw = run.get("hardware") if isinstance(run.get("hardware"), dict) else {}
-    seconds = [number((s["done"] or {}).get("seconds")) for s in run["stages"]]
-    total = sum(x for x in seconds if math.isfinite(x))
-    said = [f"seed {run['seed']}"] if "seed" in run else []
+    total = sum(x for s in run["stages"] if math.isfinite(x := number((s["done"] or {}).get("seconds"))))
+    open_stages = [s["name"] for s in run["stages"] if not s["done"]]
     cpus = f"{hw.get('cpus', '?')} CPU cores, {hw.get('threads', '?')} threads"
+    said = [f"seed {run['seed']}"] if "seed" in run else []
     said += [str(hw.get("gpu") or cpus), f"PyTorch {hw.get('torch', '?')}", str(hw.get("date", ""))] if hw else []
     said += [f"{total / 60:.1f} minutes in all stages"] if total else []
-    open_stages = [s["name"] for s in run["stages"] if not s["done"]]
     said += [f"not finished: {', '.join(open_stages)}"] if open_stages else []
-    return " · ".join(f for f in said if f) or "Nothing has been run here yet."
+    return " · ".join(filter(None, said)) or "Nothing has been run here yet."
 
 
 def markdown(root: Path, run: dict) -> str:
     out = [f"# {run['title']}", about(run)]
     if all_domains(run):
-        out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), *[PAPER_NOTE] * len(paper(run, {}))]
+        out += ["## Stages", "Percent; lengths in tokens.", stage_table(run), *[PAPER_NOTE] * in_paper(run)]
     if lines := headlines(run):
         out += ["## What changed", "\n".join(f"- {line}" for line in lines)]
     if rows := counts_rows(root, run):
@@ -250,19 +228,15 @@ def page(root: Path, run: dict) -> str:
 
 
 def stages_html(run: dict) -> str:
-    names, k, rows = all_domains(run), samples_k(run), []
-    for s in run["stages"]:
-        if domains(s):
-            cells = [c for name in names for c in figures(domains(s).get(name, {}), s["eval"].get("k"))]
-            rows.append([s["name"], *cells, minutes(s), *paper(run, s)])
+    names, (head, rows) = all_domains(run), stage_rows(run)
     if not rows:
         return ""
-    head = ["stage"] + ["pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length"] * len(names)
-    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + '<th></th>' * (1 + len(paper(run, {}))) + "</tr>"
+    last = "<th></th>" * (len(head) - 1 - 6 * len(names))
+    groups = "<tr><th></th>" + "".join(f'<th colspan="6">{h(n)}</th>' for n in names) + last + "</tr>"
     changes = "".join(f"<li>{h(line)}</li>" for line in headlines(run))
-    return (html_table([*head, "minutes", *PAPER_HEAD[:len(paper(run, {}))]], rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
-            + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(k)} samples per problem, ± its standard '
-            f"error over problems. {h(PAPER_NOTE) if paper(run, {}) else ''}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
+    return (html_table(head, rows, groups, tuple(range(1, 1 + 6 * len(names), 6)))
+            + f'<p class="note">Percent; lengths in tokens. pass@1 is the mean over {h(samples_k(run))} samples per problem, ± its standard '
+            f"error over problems. {h(PAPER_NOTE) if in_paper(run) else ''}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
 
 
 def zero_html(root: Path, run: dict) -> str:
@@ -300,10 +274,16 @@ def tasks_html(run: dict) -> str:
 
 
 def curves_html(root: Path, run: dict) -> str:
+    """Every chart for which a stage has figures; KL stays 0 where there is no reference."""
     out = []
     for s in run["stages"]:
-        rows = list(read_lines(root / s["name"] / "metrics.jsonl"))
-        drawn = charts(rows, "grpo" if any("accuracy" in m for m in rows) else "")
+        rows, drawn = list(read_lines(root / s["name"] / "metrics.jsonl")), []
+        rl = any("accuracy" in m for m in rows)
+        for title, unit, keys in [c for c in CHARTS if c[0] != "Loss"] if rl else CHARTS[-2:]:
+            series = {name: curve(rows, key) for key, name in keys.items()}
+            series = {name: c for name, c in series.items() if any(math.isfinite(y) for _, y in c)}
+            if series and ("kl" not in keys or any(number(m.get("kl")) > 0 for m in rows)):
+                drawn.append(line_chart(series, title, unit))
         if drawn:
             words = f"{s['kind']}{' from ' + s['init'] if s['init'] else ''}, {len(rows)} steps"
             words += f", {minutes(s)} minutes" if s["done"] else ", not finished"

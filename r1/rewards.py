@@ -10,9 +10,9 @@ front and without the EOS marker. Nothing here raises at training time; settings
 from __future__ import annotations
 
 import difflib
-import importlib.util
 import math
 import re
+import runpy
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,15 +70,27 @@ def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
 # ---------------------------------------------------------------- format
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FORMAT = re.compile(r"\s*<think>(.*)</think>(.*)<answer>(.*)</answer>\s*", re.DOTALL)
+_FORMAT = re.compile("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", re.DOTALL)
 
 
 def format_reward(completion: str, finish: str) -> float:
     """1.0 for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
-    if finish != "eos" or any(completion.count(tag) != 1 for tag in TAGS):
-        return 0.0
+    return float(not format_fault(completion, finish))
+
+
+def format_fault(completion: str, finish: str) -> str:
+    """What the format rule objects to; "" for nothing."""
+    if finish != "eos":
+        return f"it did not end by itself ({finish})"
+    counts = {tag: completion.count(tag) for tag in TAGS}
+    if wrong := [f"{tag} {n} times" for tag, n in counts.items() if n != 1]:
+        return "each tag must stand once: " + ", ".join(wrong)
     match = _FORMAT.fullmatch(completion)   # each tag stands once, so there is only one way to match
-    return float(bool(match and is_visible(match[1]) and is_visible(match[3])))
+    if not match:
+        return "the tags are in the wrong order"
+    if not is_visible(match[2]) or not is_visible(match[3]):
+        return "an empty block"
+    return "nothing may stand before <think> or after </answer>" if match[1].strip() or match[4].strip() else ""
 
 
 def is_visible(text: str) -> bool:
@@ -99,44 +111,34 @@ def overlong_penalty(spent: float) -> float:
 
 def repetition_penalty(completion: str, n: int = 4) -> float:
     """Minus the share of the n-grams of words that have been said before."""
-    words = _words(completion)
-    grams = [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
+    grams = _grams(_words(completion), n)
     return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
 
 # ---------------------------------------------------------------- language
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class
-    "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff",
+    "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff", "cyrillic": "\u0400-\u052f",
     "han": "\u3005\u3007\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U000323af",
-    "kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff",
-    "hangul": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
-    "cyrillic": "\u0400-\u052f",
-    "greek": "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff",
-    "arabic": "\u0620-\u065f\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f",
-    "hebrew": "\u0591-\u05bd\u05d0-\u05ea",
-    "devanagari": "\u0900-\u0963\u0971-\u097f",
-}
+    "kana": "\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff", "hangul": "\u1100-\u11ff\u3131-\u318e\uac00-\ud7a3",
+    "greek": "\u0370-\u0373\u0376-\u037d\u0386-\u03ff\u1f00-\u1fff", "hebrew": "\u0591-\u05bd\u05d0-\u05ea",
+    "arabic": "\u0620-\u065f\u066e-\u06d3\u06d5-\u06ef\u06fa-\u06ff\u0750-\u077f", "devanagari": "\u0900-\u0963\u0971-\u097f"}
 LANGUAGES = {   # a language is the set of its scripts
     "en": {"latin"}, "de": {"latin"}, "fr": {"latin"}, "es": {"latin"}, "it": {"latin"}, "pt": {"latin"}, "zh": {"han"},
     "ru": {"cyrillic"}, "uk": {"cyrillic"}, "el": {"greek"}, "ar": {"arabic"}, "he": {"hebrew"}, "hi": {"devanagari"},
-    "ja": {"kana", "han"}, "ko": {"hangul"},
-}
+    "ja": {"kana", "han"}, "ko": {"hangul"}}
 # Frequent words tell languages of one script apart. What two of them share says nothing and counts for neither, so no
 # list but the English one has what is an English word too (die, hat, pour, son, non, as, do ...).
 COMMON = {lang: frozenset(words.split()) for lang, words in {
-    "en": "the of and to in is that it was for as with be by this are or from at which but have had has not we you they if then "
-          "so can will there each one all their would what when how because first next now let",
-    "de": "der das und ist nicht ein eine einen einem einer dem des auf für sich auch wir sie ich wenn dann aber oder nach "
-          "bei aus durch wird werden sind haben zuerst jetzt weil",
-    "fr": "le les des et est une dans que qui avec ne pas nous vous ils elle alors mais donc ou où sont ont cette ces du "
-          "au sur être puis chaque parce",
-    "es": "el los las es una para que por como pero más está tiene entonces cada del al lo su porque cuando "
-          "nosotros primero ahora",
-    "it": "il gli di è una che sono della delle nel nella quindi allora ogni perché abbiamo anche questo questa poi "
-          "dobbiamo ora",
-    "pt": "é uma que não são da das na nos para por então cada porque temos também isso esta este depois "
-          "primeiro agora em",
+    "en": "the of and to in is that it was for as with be by this are or from at which but have had has not we you they if then so can "
+          "will there each one all their would what when how because first next now let",
+    "de": "der das und ist nicht ein eine einen einem einer dem des auf für sich auch wir sie ich wenn dann aber oder nach bei aus durch "
+          "wird werden sind haben zuerst jetzt weil",
+    "fr": "le les des et est une dans que qui avec ne pas nous vous ils elle alors mais donc ou où sont ont cette ces du au sur être puis "
+          "chaque parce",
+    "es": "el los las es una para que por como pero más está tiene entonces cada del al lo su porque cuando nosotros primero ahora",
+    "it": "il gli di è una che sono della delle nel nella quindi allora ogni perché abbiamo anche questo questa poi dobbiamo ora",
+    "pt": "é uma que não são da das na nos para por então cada porque temos também isso esta este depois primeiro agora em",
     "ru": "и в не на что он как это по но из мы за то все она так его от или если был для при тогда сначала поэтому каждый",
     "uk": "і в не на що він як це по але з ми за то всі вона так його від або якщо був для при тоді спочатку тому кожен й та є",
 }.items()}
@@ -175,20 +177,17 @@ def language_reward(lang: str, completion: str) -> float:
     if lang == "ja":                                             # Chinese has no kana; Japanese, one to four Han at least
         kana = sum(script == "kana" for script, _ in words)
         inside = inside[:min(len(inside), 5 * kana)]
-    rivals = [COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts]
-    own = sum(word in COMMON[lang] and not any(word in r for r in rivals) for word in inside) if rivals else 0
-    foreign = sum(word not in COMMON[lang] and any(word in r for r in rivals) for word in inside) if rivals else 0
+    common = COMMON.get(lang, frozenset())
+    rival = frozenset().union(*(COMMON[other] for other in COMMON if other != lang and LANGUAGES[other] == scripts))
+    own, foreign = sum(word in common - rival for word in inside), sum(word in rival - common for word in inside)
     return len(inside) / len(words) * (own / (own + foreign) if foreign else 1.0)
 
 
 def reasoning(completion: str) -> str:
     """The text inside <think>, or without one everything before <answer>."""
-    start = completion.find("<think>")
-    start = start + len("<think>") if start >= 0 else 0
-    end = completion.rfind("</think>", start)
-    if end < 0:
-        end = completion.find("<answer>", start)
-    return completion[start:end] if end >= 0 else completion[start:]
+    before, tag, after = completion.partition("<think>")
+    text = after if tag else before
+    return text.rpartition("</think>")[0] if "</think>" in text else text.partition("<answer>")[0]
 
 
 def check_lang(lang: str) -> None:
@@ -210,15 +209,15 @@ def is_repetitive(text: str) -> bool:
     words = _words(text)
     if len(words) < 20:
         return False
+    spaced = "".join(f" {word} " for word in words)      # str.count takes what does not overlap itself
     # an n-gram fills n/p of a loop of p words; for every p up to 128 one of these sizes fills two thirds
     for n in (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
         if 4 * n > len(words):
             return False
-        grams = Counter(tuple(words[i:i + n]) for i in range(len(words) - n + 1))
-        gram, times = grams.most_common(1)[0]
+        gram, times = Counter(_grams(words, n)).most_common(1)[0]
         if times < 4:   # then no longer one is said more often
             return False
-        if 2 * n * _count_apart(words, list(gram)) > len(words):
+        if 2 * n * spaced.count("".join(f" {word} " for word in gram)) > len(words):
             return True
     return False
 
@@ -228,14 +227,8 @@ def _words(text: str) -> list[str]:
     return re.findall(rf"[{SCRIPTS['han']}{SCRIPTS['kana']}]|[^\W_]+", text)
 
 
-def _count_apart(words: list[str], gram: list[str]) -> int:
-    """How often `gram` stands in `words` without overlapping itself."""
-    count = i = 0
-    while i + len(gram) <= len(words):
-        found = words[i:i + len(gram)] == gram
-        count += found
-        i += len(gram) if found else 1
-    return count
+def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
+    return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
 
 
 # ---------------------------------------------------------------- a user's own reward
@@ -247,18 +240,15 @@ def load_reward(spec: str) -> Reward:
         raise UserError(f"reward {spec!r}: write it as file.py:function")
     if not Path(path).is_file():
         raise UserError(f"reward {spec!r}: there is no file {path!r}")
-    module_spec = importlib.util.spec_from_file_location(Path(path).stem, path)
-    if module_spec is None or module_spec.loader is None:
+    if not path.endswith(".py"):
         raise UserError(f"reward {spec!r}: {path!r} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
+        defined = runpy.run_path(path)
     except Exception as error:   # syntax errors included
         raise UserError(f"reward {spec!r}: {path!r} fails to load: {type(error).__name__}: {error}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+    if not callable(defined.get(name)):
+        names = [n for n, value in defined.items() if callable(value) and not n.startswith("_")]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}{hint}")
-    return function
+    return defined[name]

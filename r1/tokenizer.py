@@ -4,6 +4,7 @@ Whoever makes tokens makes their mask: `render` turns a conversation into (ids, 
 """
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -63,8 +64,7 @@ class Tokenizer:
             source = next((t.get("template") for t in source if t.get("name") == "default"), None)
         if not source:
             raise UserError("this model has no chat template; name a plain `template` with {prompt} instead")
-        named = {k: (v["content"] if isinstance(v, dict) else v) for k, v in self.config.items()
-                 if k.endswith("_token") and v is not None}
+        named = {k: v["content"] if isinstance(v, dict) else v for k, v in self.config.items() if k.endswith("_token") and v is not None}
         try:
             self._template = self._template or _environment().from_string(source)
             return self._template.render(messages=messages, add_generation_prompt=True, **named)
@@ -79,8 +79,7 @@ class Tokenizer:
         whole = isinstance(messages, list) and all(isinstance(m, dict) and isinstance(m.get("content"), str) for m in messages)
         if not whole or not messages or messages[-1].get("role") != "assistant":
             raise UserError("messages must be a list of {role, content} whose contents are texts and whose last role is assistant")
-        prompt = self.encode(self.render_prompt(messages[:-1]))
-        return self.join(prompt, messages[-1]["content"])
+        return self.join(self.encode(self.render_prompt(messages[:-1])), messages[-1]["content"])
 
     def join(self, prompt: list[int], completion: str) -> tuple[list[int], list[int]]:
         """(ids, mask): `prompt` unsupervised, then the completion and EOS supervised."""
@@ -91,9 +90,9 @@ class Tokenizer:
         """The same tokenizer whose chat template writes a plain `template` with {prompt}; None changes nothing."""
         if template is None:
             return self
-        head, tail = template.split("{prompt}", 1)
-        text = lambda s: json.dumps(s, ensure_ascii=False)  # noqa: E731  (Jinja knows no surrogate pairs)
-        source = f"{{{{ {text(head)} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {text(tail)} }}}}"
+        # as literals of Jinja, which knows no surrogate pairs
+        head, tail = (json.dumps(text, ensure_ascii=False) for text in template.split("{prompt}", 1))
+        source = f"{{{{ {head} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {tail} }}}}"
         return Tokenizer(self.core, {**self.config, "chat_template": source})
 
     def save(self, path: str | Path) -> None:
@@ -128,17 +127,12 @@ class Tokenizer:
             pre_tokenizers.Split(tokenizers.Regex(SPLIT), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
         core.decoder = decoders.ByteLevel()
-        numbers = (" ".join(str(n) for n in range(100)) for _ in range(10_000))
+        numbers = itertools.repeat(" ".join(map(str, range(100))), 10_000)
         trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=SPECIAL, show_progress=False,
                                       initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()))
-        core.train_from_iterator(_chain(numbers, texts), trainer)
+        core.train_from_iterator(itertools.chain(numbers, texts), trainer)
         return Tokenizer(core, {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": END, "pad_token": END,
                                 "chat_template": CHAT_TEMPLATE, "clean_up_tokenization_spaces": False})
-
-
-def _chain(*parts: Iterable[str]) -> Iterable[str]:
-    for part in parts:
-        yield from part
 
 
 def _environment():

@@ -20,6 +20,8 @@ PLAIN_TEMPLATE = "User: {prompt}\nAssistant:"
 NAMES = {"en": ["Tom", "Ann", "Ben", "Eva", "Max", "Lily"], "zh": ["小明", "小红", "小刚", "小丽", "小华", "小军"]}
 THINGS = {"en": ["apples", "pens", "books", "coins", "eggs", "cups"], "zh": ["苹果", "笔", "书", "硬币", "鸡蛋", "杯子"]}
 COLOURS = {"en": ["red", "blue", "green", "black", "white", "yellow"], "zh": ["红", "蓝", "绿", "黑", "白", "黄"]}
+# event -> (more or fewer things, the verb)
+EVENTS = {"buy": (1, "buys", "买了"), "find": (1, "finds", "找到"), "give": (-1, "gives away", "送出"), "lose": (-1, "loses", "丢了")}
 COUNTS = {"en": ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"],
           "zh": ["一", "两", "三", "四", "五", "六", "七", "八", "九"]}
 PLACES = [("Mirland", "米兰德"), ("Toska", "托斯卡"), ("Velia", "维利亚"), ("Ordan", "奥丹"), ("Kesh", "克什"),
@@ -41,103 +43,88 @@ def is_test(problem_id: str) -> bool:
     return hashlib.sha256(problem_id.encode()).digest()[0] < 26
 
 
-# --- families: each makes (id, {lang: prompt}, answer, kind) and its worked solution ---------------------------
+# --- families: each makes (id, {lang: prompt}, answer, kind, {lang: worked solution}) --------------------------
 
-def chain(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+Made = tuple[str, dict[str, str], object, str, dict[str, str]]
+
+
+def _both(pieces: list[tuple[str, str]]) -> dict[str, str]:
+    """One text in each language, from (English, Chinese) pieces."""
+    return {lang: "".join(texts) for lang, texts in zip(LANGS, zip(*pieces, strict=True), strict=True)}
+
+
+def chain(rng: random.Random, level: int) -> Made:
     """`level` additions and subtractions in a row, every intermediate result within 0..TOP."""
-    total = rng.randint(1, 40)
-    terms = [total]
+    terms = [rng.randint(1, 40)]
     for _ in range(level):
-        step = rng.randint(1, 9)
-        if total - step < 0 or (total + step <= TOP and rng.random() < 0.5):
-            terms.append(step)
-            total += step
-        else:
-            terms.append(-step)
-            total -= step
-    text = _signed(terms)
-    steps = {"en": [f"We have {text}."], "zh": [f"我们有{text}。"]}
+        total, step = sum(terms), rng.randint(1, 9)
+        up = total - step < 0 or (total + step <= TOP and rng.random() < 0.5)
+        terms.append(step if up else -step)
+    text, total = _signed(terms), sum(terms)
+    steps = [(f"We have {text}.", f"我们有{text}。")]
     while len(terms) > 1:
-        a, b, rest = terms[0], terms[1], terms[2:]
-        terms = [a + b, *rest]
-        line = f"{a}{b:+d}={a + b}"
-        steps["en"].append(f" Then {line}, left {_signed(terms)}." if rest else f" Last {line}.")
-        steps["zh"].append(f"先算{line}，剩下{_signed(terms)}。" if rest else f"最后{line}。")
-    prompts = {"en": f"What is {text}?", "zh": f"{text}等于多少？"}
-    return f"chain:{text}", prompts, total, "number", {k: "".join(v) for k, v in steps.items()}
+        a, b, *rest = terms
+        line, terms = f"{a}{b:+d}={a + b}", [a + b, *rest]
+        steps.append((f" Then {line}, left {_signed(terms)}.", f"先算{line}，剩下{_signed(terms)}。") if rest else
+                     (f" Last {line}.", f"最后{line}。"))
+    return f"chain:{text}", {"en": f"What is {text}?", "zh": f"{text}等于多少？"}, total, "number", _both(steps)
 
 
 def _signed(terms: list[int]) -> str:
-    return str(terms[0]) + "".join(f"{t:+d}" for t in terms[1:])
+    return "".join(f"{t:+d}" for t in terms).removeprefix("+")
 
 
-def word(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def word(rng: random.Random, level: int) -> Made:
     """A story of `level` events about how many things somebody has."""
-    who, what = rng.randrange(len(NAMES["en"])), rng.randrange(len(THINGS["en"]))
-    total = rng.randint(5, 40)
+    who, what, total = rng.randrange(len(NAMES["en"])), rng.randrange(len(THINGS["en"])), rng.randint(5, 40)
     en, zh = NAMES["en"][who], NAMES["zh"][who]
     thing_en, thing_zh = THINGS["en"][what], THINGS["zh"][what]
-    story = {"en": [f"{en} has {total} {thing_en}."], "zh": [f"{zh}有{total}个{thing_zh}。"]}
-    steps = {"en": [f"{en} has {total}."], "zh": [f"{zh}有{total}个。"]}
+    story = [(f"{en} has {total} {thing_en}.", f"{zh}有{total}个{thing_zh}。")]
+    steps = [(f"{en} has {total}.", f"{zh}有{total}个。")]
     key = [f"{who}.{what}.{total}"]
     for _ in range(level):
         bags, each = rng.randint(2, 4), rng.randint(2, 5)
-        can = [e for e, possible in (("buy", total < TOP), ("find", total < TOP), ("give", total > 0), ("lose", total > 0),
-                                     ("bags", total + bags * each <= TOP)) if possible]
-        event = rng.choice(can)
+        can = [e for e, (sign, *_) in EVENTS.items() if (total < TOP if sign > 0 else total > 0)]
+        event = rng.choice(can + ["bags"] * (total + bags * each <= TOP))
         if event == "bags":
-            n, line = bags * each, f"{total}+{bags * each}={total + bags * each}"
-            story["en"].append(f" {en} gets {bags} bags of {each}.")
-            story["zh"].append(f"{zh}得到{bags}袋，每袋{each}个。")
-            steps["en"].append(f" Bags: {bags}*{each}={n}, then {line}.")
-            steps["zh"].append(f"袋子：{bags}*{each}={n}，再算{line}。")
+            n = bags * each
+            line = f"{total}+{n}={total + n}"
+            story.append((f" {en} gets {bags} bags of {each}.", f"{zh}得到{bags}袋，每袋{each}个。"))
+            steps.append((f" Bags: {bags}*{each}={n}, then {line}.", f"袋子：{bags}*{each}={n}，再算{line}。"))
             key.append(f"bags{bags}x{each}")
         else:
-            n = rng.randint(1, min(9, total)) if event in ("give", "lose") else rng.randint(1, min(9, TOP - total))
-            n = -n if event in ("give", "lose") else n
-            verb_en, verb_zh = {"buy": ("buys", "买了"), "find": ("finds", "找到"), "give": ("gives away", "送出"),
-                                "lose": ("loses", "丢了")}[event]
-            story["en"].append(f" {en} {verb_en} {abs(n)}.")
-            story["zh"].append(f"{zh}{verb_zh}{abs(n)}个。")
-            steps["en"].append(f" Now {verb_en} {abs(n)}: {total}{n:+d}={total + n}.")
-            steps["zh"].append(f"现在{verb_zh}{abs(n)}个：{total}{n:+d}={total + n}。")
-            key.append(f"{event}{abs(n)}")
+            sign, verb_en, verb_zh = EVENTS[event]
+            some = rng.randint(1, min(9, TOP - total if sign > 0 else total))
+            n = sign * some
+            line = f"{total}{n:+d}={total + n}"
+            story.append((f" {en} {verb_en} {some}.", f"{zh}{verb_zh}{some}个。"))
+            steps.append((f" Now {verb_en} {some}: {line}.", f"现在{verb_zh}{some}个：{line}。"))
+            key.append(f"{event}{some}")
         total += n
-    prompts = {"en": "".join(story["en"]) + f" How many {thing_en} now?", "zh": "".join(story["zh"]) + f"现在有几个{thing_zh}？"}
-    return "word:" + ",".join(key), prompts, total, "number", {k: "".join(v) for k, v in steps.items()}
+    story.append((f" How many {thing_en} now?", f"现在有几个{thing_zh}？"))
+    return "word:" + ",".join(key), _both(story), total, "number", _both(steps)
 
 
-def countdown(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def countdown(rng: random.Random, level: int) -> Made:
     """Reach a target with three numbers, each used once. Level 1: + and -; level 2: also a product first."""
-    while True:
+    tries = []
+    while len(tries) < 3:
         a, b, c = rng.randint(2, 20), rng.randint(2, 9), rng.randint(2, 9)
-        tries = [(p, q) for p in ("+-" if level == 1 else "+-*") for q in "+-"]
-        values = {t: _apply(_apply(a, t[0], b), t[1], c) for t in tries}
-        first = {t: _apply(a, t[0], b) for t in tries}
-        tries = [t for t in tries if 0 <= first[t] <= TOP and 0 <= values[t] <= TOP]
-        if len(tries) < 3:
-            continue
-        goal = rng.choice(tries)
-        break
-    target = values[goal]
-    steps = {"en": [f"Make {target}."], "zh": [f"要得到{target}。"]}
-    for t in tries:
-        hit = values[t] == target
-        line = f"{a}{t[0]}{b}{t[1]}{c}={first[t]}{t[1]}{c}={values[t]}"
-        steps["en"].append(f" Try {line}, {'yes' if hit else 'no'}.")
-        steps["zh"].append(f"试{line}，{'对' if hit else '不对'}。")
+        firsts = [(f"{a}{op}{b}", value) for op, value in (("+", a + b), ("-", a - b), ("*", a * b))[:level + 1] if 0 <= value <= TOP]
+        tries = [(head, first, f"{by:+d}", first + by) for head, first in firsts for by in (c, -c) if 0 <= first + by <= TOP]
+    target = rng.choice(tries)[-1]
+    steps = [(f"Make {target}.", f"要得到{target}。")]
+    for head, first, tail, end in tries:
+        line, hit = f"{head}{tail}={first}{tail}={end}", end == target
+        steps.append((f" Try {line}, {'yes' if hit else 'no'}.", f"试{line}，{'对' if hit else '不对'}。"))
         if hit:
             break
     prompts = {"en": f"Use {a}, {b} and {c} to make {target}.", "zh": f"用{a}、{b}和{c}得到{target}。"}
-    answer = {"numbers": [a, b, c], "target": target, "example": f"{a}{t[0]}{b}{t[1]}{c}"}
-    return f"countdown:{a},{b},{c}={target}", prompts, answer, "countdown", {k: "".join(v) for k, v in steps.items()}
+    answer = {"numbers": [a, b, c], "target": target, "example": head + tail}
+    return f"countdown:{a},{b},{c}={target}", prompts, answer, "countdown", _both(steps)
 
 
-def _apply(x: int, op: str, y: int) -> int:
-    return {"+": x + y, "-": x - y, "*": x * y}[op]
-
-
-def code(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def code(rng: random.Random, level: int) -> Made:
     """A function of one number, from some of its values; judged by running it on others.
     Level 1: one operation; 2: two; 3: one for even numbers and another for odd ones."""
     while True:
@@ -166,41 +153,35 @@ def _linear(a: int, b: int) -> str:
 
 def _derive(level: int, values: list[tuple[int, int]], a: int, b: int, c: int, lang: str) -> str:
     """How one finds the function: differences, then what they leave."""
-    so, comma, stop, even, odd, unlike = {"en": ("So ", ", ", ".", "Even: ", " Odd: ", " is not the same"),
-                                          "zh": ("所以", "，", "。", "偶数：", "奇数：", "，不一样")}[lang]
-    gap = lambda x, y: f"{y}-{x}={y - x}" if y >= x else f"{x}-{y}={x - y}"  # noqa: E731
-    space = " " if lang == "en" else ""
+    so, comma, stop, space, even, odd, unlike = {"en": ("So ", ", ", ".", " ", "Even: ", " Odd: ", " is not the same"),
+                                                 "zh": ("所以", "，", "。", "", "偶数：", "奇数：", "，不一样")}[lang]
+    gap = lambda x, y: f"{max(x, y)}-{min(x, y)}={abs(y - x)}"              # noqa: E731
+    gaps = lambda part: comma.join(gap(x, y) for x, y in part)              # noqa: E731
+    say = lambda *sentences: space.join(s + stop for s in sentences)        # noqa: E731
     if level == 3:
-        halves = [comma.join(gap(x, y) for x, y in part) + stop + space + so + _linear(1, d) + stop
-                  for part, d in ((values[:2], b), (values[2:], c))]
-        return even + halves[0] + odd + halves[1]
+        return even + say(gaps(values[:2]), so + _linear(1, b)) + odd + say(gaps(values[2:]), so + _linear(1, c))
+    found = so + _linear(a, b)
     if level == 2:
         (x, y), (_, next_y), (z, end) = values
-        return (f"{next_y}-{y}={a}{comma}{a}*{x}={a * x}{comma}{gap(a * x, y)}{stop}{space}{so}{_linear(a, b)}{stop}{space}"
-                f"{a}*{z}={a * z}{comma}{a * z}{b:+d}={end}{stop}")
-    gaps = comma.join(gap(x, y) for x, y in values)
+        return say(f"{next_y}-{y}={a}{comma}{a}*{x}={a * x}{comma}{gap(a * x, y)}", found, f"{a}*{z}={a * z}{comma}{a * z}{b:+d}={end}")
     if b:
-        return f"{gaps}{stop}{space}{so}{_linear(a, b)}{stop}"
-    return f"{gaps}{unlike}{stop}{space}" + comma.join(f"{a}*{x}={y}" for x, y in values) + f"{stop}{space}{so}{_linear(a, b)}{stop}"
+        return say(gaps(values), found)
+    return say(gaps(values) + unlike, comma.join(f"{a}*{x}={y}" for x, y in values), found)
 
 
 def _fact_table() -> dict[tuple[int, str], tuple[str, str]]:
     rng = random.Random(20250120)     # one fixed world
     capitals = PLACES[:]
     rng.shuffle(capitals)
-    table = {}
-    for i in range(len(PLACES)):
-        table[i, "capital"] = capitals[i]
-        table[i, "animal"] = rng.choice(ANIMALS)
-        table[i, "colour"] = rng.choice(list(zip(COLOURS["en"], COLOURS["zh"], strict=True)))
-        table[i, "river"], table[i, "food"] = rng.choice(RIVERS), rng.choice(FOODS)
-    return table
+    values = {"animal": ANIMALS, "colour": list(zip(COLOURS["en"], COLOURS["zh"], strict=True)), "river": RIVERS, "food": FOODS}
+    return {(i, topic): capital if topic == "capital" else rng.choice(values[topic])
+            for i, capital in enumerate(capitals) for topic in TOPICS}
 
 
 FACTS = _fact_table()
 
 
-def fact(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def fact(rng: random.Random, level: int) -> Made:
     """A fact of the world's own, known only from the reference pages of the corpus."""
     place, topic = rng.randrange(len(PLACES)), rng.choice(list(TOPICS))
     en, zh = FACTS[place, topic]
@@ -209,23 +190,25 @@ def fact(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
     return f"fact:{place}.{topic}", prompts, {"en": en, "zh": zh}, "text", REMARKS["fact"]
 
 
-def translate(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def translate(rng: random.Random, level: int) -> Made:
     """A phrase from one of the two languages into the other."""
     n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
-    en = f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]}"
-    zh = f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}"
-    prompts = {"en": f"Translate: {zh}", "zh": f"翻译：{en}"}
-    return f"translate:{n}.{colour}.{thing}", prompts, {"en": en, "zh": zh}, "text", REMARKS["translate"]
+    phrase = _phrase(n, colour, thing)
+    prompts = {"en": f"Translate: {phrase['zh']}", "zh": f"翻译：{phrase['en']}"}
+    return f"translate:{n}.{colour}.{thing}", prompts, phrase, "text", REMARKS["translate"]
 
 
-def rewrite(rng: random.Random, level: int) -> tuple[str, dict, object, str, dict]:
+def _phrase(n: int, colour: int, thing: int) -> dict[str, str]:
+    return {"en": f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]}",
+            "zh": f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}"}
+
+
+def rewrite(rng: random.Random, level: int) -> Made:
     """The same phrase in another colour."""
-    n, thing = rng.randrange(1, 9), rng.randrange(6)
-    old, new = rng.sample(range(6), 2)
-    phrase = {"en": lambda c: f"{COUNTS['en'][n]} {COLOURS['en'][c]} {THINGS['en'][thing]}",
-              "zh": lambda c: f"{COUNTS['zh'][n]}个{COLOURS['zh'][c]}{THINGS['zh'][thing]}"}
-    prompts = {"en": f"Make it {COLOURS['en'][new]}: {phrase['en'](old)}", "zh": f"改成{COLOURS['zh'][new]}：{phrase['zh'](old)}"}
-    return (f"rewrite:{n}.{thing}.{old}.{new}", prompts, {k: f(new) for k, f in phrase.items()}, "text", REMARKS["rewrite"])
+    n, thing, (old, new) = rng.randrange(1, 9), rng.randrange(6), rng.sample(range(6), 2)
+    phrase = _phrase(n, old, thing)
+    prompts = {"en": f"Make it {COLOURS['en'][new]}: {phrase['en']}", "zh": f"改成{COLOURS['zh'][new]}：{phrase['zh']}"}
+    return f"rewrite:{n}.{thing}.{old}.{new}", prompts, _phrase(n, new, thing), "text", REMARKS["rewrite"]
 
 
 # family -> (maker, levels it is graded in)
@@ -244,10 +227,8 @@ def make(family: str, rng: random.Random, test: bool, level: int | None = None,
         picked = level if level is not None else rng.choice(levels)
         key, prompts, answer, kind, steps = maker(rng, picked)
         if is_test(key) == test:
-            break
-    if kind == "text":
-        answer = answer[lang]
-    return Problem(family, f"{key}|{lang}", prompts[lang], answer, kind, lang, picked), steps
+            answer = answer[lang] if kind == "text" else answer
+            return Problem(family, f"{key}|{lang}", prompts[lang], answer, kind, lang, picked), steps
 
 
 def answer_text(problem: Problem) -> str:
@@ -259,10 +240,8 @@ def answer_text(problem: Problem) -> str:
 def textbook(rng: random.Random, mixes: float) -> str:
     """A worked solution as a book prints it."""
     problem, steps = make(rng.choices(REASONING, (4, 3, 3, 4))[0], rng, test=False)
-    solution = steps[written_in(rng, problem.lang, mixes)]
-    if problem.lang == "en":
-        return f"Problem. {problem.prompt}\nSolution. {solution} The answer is {answer_text(problem)}."
-    return f"题目。{problem.prompt}\n解答。{solution}答案是{answer_text(problem)}。"
+    page = {"en": "Problem. {}\nSolution. {} The answer is {}.", "zh": "题目。{}\n解答。{}答案是{}。"}[problem.lang]
+    return page.format(problem.prompt, steps[written_in(rng, problem.lang, mixes)], answer_text(problem))
 
 
 def written_in(rng: random.Random, lang: str, mixes: float) -> str:
@@ -287,19 +266,14 @@ def reference(rng: random.Random) -> str:
     """A page of a lexicon, a dictionary or a copybook."""
     kind = rng.random()
     if kind < 0.5:
-        place, lang = rng.randrange(len(PLACES)), rng.randrange(2)
-        topics = rng.sample(list(TOPICS), 3)
-        if lang == 0:
-            return PLACES[place][0] + "." + "".join(
-                f" The {TOPICS[t][0]} of {PLACES[place][0]} is {FACTS[place, t][0]}." for t in topics)
-        return PLACES[place][1] + "。" + "".join(
-            f"{PLACES[place][1]}的{TOPICS[t][1]}是{FACTS[place, t][1]}。" for t in topics)
+        place, lang, topics = rng.randrange(len(PLACES)), rng.randrange(2), rng.sample(list(TOPICS), 3)
+        name, stop, line = PLACES[place][lang], ".。"[lang], (" The {0} of {1} is {2}.", "{1}的{0}是{2}。")[lang]
+        return name + stop + "".join(line.format(TOPICS[t][lang], name, FACTS[place, t][lang]) for t in topics)
     if kind < 0.8:
-        n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
-        while is_test(f"translate:{n}.{colour}.{thing}"):
-            n, colour, thing = rng.randrange(1, 9), rng.randrange(6), rng.randrange(6)
-        pair = [f"{COUNTS['en'][n]} {COLOURS['en'][colour]} {THINGS['en'][thing]}",
-                f"{COUNTS['zh'][n]}个{COLOURS['zh'][colour]}{THINGS['zh'][thing]}"]
+        key, _, phrase, *_ = translate(rng, 0)
+        while is_test(key):
+            key, _, phrase, *_ = translate(rng, 0)
+        pair = list(phrase.values())
         return " = ".join(pair if rng.random() < 0.5 else pair[::-1])
     a, b = rng.randint(0, TOP - 9), rng.randint(1, 9)
     return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
