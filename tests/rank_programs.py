@@ -170,10 +170,15 @@ def alone(f: Findings, policy, groups: list) -> None:
     with ranks.unsharded(policy):
         rows = generate(policy, prompts, 2, Sample(max_new_tokens=40 if mine else 1), 0, [])
     f.words["alone/lengths"] = ranks.together(lambda: [len(r.ids) for row in rows for r in row])
+    kinds = {"model": {type(p).__name__ for p in policy.parameters()}}
+    with torch.no_grad():
+        policy(torch.tensor([[1, 2, 3]]))
+    kinds["forward"] = {type(p).__name__ for p in policy.parameters()}     # every part lets go of its weights after its forward
     update(f, "again", policy, None, *cases(groups)["plain"])
     sizes = [(ranks.local(p).shape[0], p.shape[0]) for p in policy.parameters()]
     f.words["alone/rows"] = ranks.together(lambda: sizes)
-    f.words["alone/sharded"] = ranks.together(lambda: [type(p).__name__ for p in policy.parameters()])
+    kinds["after"] = {type(p).__name__ for p in policy.parameters()}
+    f.words["alone/kinds"] = ranks.together(lambda: {k: sorted(v) for k, v in kinds.items()})
 
 
 def bad_number(f: Findings, start: Path) -> None:

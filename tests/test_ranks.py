@@ -211,7 +211,7 @@ def test_ranks_that_sampled_for_unequally_long_train_as_before(many):
     assert lengths[-1] == [40] * 4 and all(each == [1, 1] for each in lengths[:-1])
     before, after = many.of("grad/plain/0"), many.of("grad/again/0")
     assert all(torch.equal(before[k], after[k]) for k in before)
-    assert {kind for each in many.words["alone/sharded"] for kind in each} == {"DTensor"}
+    assert many.words["alone/kinds"] == [dict.fromkeys(("model", "forward", "after"), ["DTensor"])] * many.count
     for rows in zip(*many.words["alone/rows"], strict=True):                        # of one parameter, on every rank
         cut = [len(t) for t in torch.zeros(rows[0][1]).chunk(many.pieces)]
         assert [own for own, _ in rows] == (cut + [0] * (many.pieces - len(cut))) * (many.count // many.pieces)
