@@ -2,6 +2,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -226,3 +227,17 @@ def test_grpo_learns_what_a_users_own_reward_asks_for(tmp_path):
     pipeline.run(config.load(file))
     reward = [json.loads(line)["custom"] for line in (tmp_path / "out/zero/metrics.jsonl").read_text().splitlines()]
     assert sum(reward[:3]) / 3 < 0.5 and sum(reward[-5:]) / 5 > 0.75
+
+
+def test_weights_that_are_not_as_the_stage_wrote_them_are_refused(run, tmp_path):
+    """One byte of a finished model changed: what starts from it does not."""
+    _, straight = run
+    shutil.copytree(straight, tmp_path / "out")
+    shutil.rmtree(tmp_path / "out/zero")
+    weights = tmp_path / "out/base/model/model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-3] ^= 1
+    weights.write_bytes(data)
+    (tmp_path / "mini.yaml").write_text(MINI.format(out=tmp_path / "out"))
+    with pytest.raises(UserError, match="base/model/model.safetensors is not as the stage base wrote it"):
+        pipeline.run(config.load(tmp_path / "mini.yaml"))

@@ -38,7 +38,7 @@ ROWS = [
      "ranks::.*(dealt|tell|samples_are|gradient|unequally|adam|muon|state_goes|pieces|saved|run_of_one|two_ranks)"),
     ("a damaged state: cut off, a byte changed, missing, empty, foreign", "the state before, with one sentence; none whole: an error that names all",
      "faults::.*(harmed|no_byte|beside|plain_file|none_is_whole|state_before|piece_is_made) run_state::.*(damaged|no_state) ranks::.*damaged"),
-    ("a damaged model", "an error that names file and tensor", "checkpoint::.*(bad_|damaged) faults::.*not_as_the_stage"),
+    ("a damaged model", "an error that names file and tensor", "checkpoint::.*(bad_|damaged) pipeline::.*not_as_the_stage"),
     ("disk full, folder read-only", "a sentence with the path and the bytes it takes, what was saved is whole, the run goes on",
      "faults::.*(full_disk|may_not_be|file_where|small_file) pipeline::.*written"),
     ("another config at resume", "refused by the names of the keys; those that change only the cost pass", "config::.*(changed|half_done|changes_only)"),
