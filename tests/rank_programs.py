@@ -1,7 +1,7 @@
 """What test_ranks.py runs under torchrun, and the first of them in one process too: the same work, and all it comes to in a folder.
 
     rank_programs.py measure OUT START [OTHER]    every calculation of which several ranks do a share
-    rank_programs.py fault WHAT WHERE COUNT MARK ARGS...    train.py ARGS..., in which the last rank fails once
+    rank_programs.py fault WHAT WHO WHERE COUNT MARK ARGS...    train.py ARGS..., in which rank WHO fails once
 """
 import dataclasses
 import importlib
@@ -322,19 +322,22 @@ def damaged(f: Findings, out: Path, start: Path) -> None:
 
 # ---- faults ------------------------------------------------------------------------------------
 
-def fault(what: str, where: str, count: int, mark: Path, args: list[str]) -> int:
-    """train.py, in which the last rank is killed, raises or hangs as it comes to `where` (module.function) for the `count`-th
-    time; only where no file `mark` is yet, so that the same command goes on."""
+def fault(what: str, who: str, where: str, count: int, mark: Path, args: list[str]) -> int:
+    """train.py, in which rank `who` is killed, raises or hangs as it comes to `where` (module.function) for the `count`-th
+    time; only where no file `mark` is yet, so that the same command goes on. "kill busy": the others are at work there for long."""
     import train
-    if not mark.exists() and int(os.environ["RANK"]) == int(os.environ["WORLD_SIZE"]) - 1:
+    if not mark.exists() and (os.environ["RANK"] == who or what == "kill busy"):
         room, _, name = where.partition(".")
         module, left = importlib.import_module(f"r1.{room}"), iter(range(count - 1, -1, -1))
         whole = getattr(module, name)
 
         def failing(*args, **kwargs):
-            if next(left, 1) == 0:
+            now = next(left, 1) == 0
+            if now and os.environ["RANK"] != who:
+                time.sleep(4)
+            elif now:
                 mark.touch()
-                if what == "kill":
+                if what.startswith("kill"):
                     os.kill(os.getpid(), signal.SIGKILL)
                 if what == "raise":
                     raise ValueError("out of cheese")
@@ -350,7 +353,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     kind, *rest = sys.argv[1:]
     if kind == "fault":
-        sys.exit(fault(rest[0], rest[1], int(rest[2]), Path(rest[3]), rest[4:]))
+        sys.exit(fault(*rest[:3], int(rest[3]), Path(rest[4]), rest[5:]))
     if "NODES" in os.environ:                                              # as torchrun would on so many machines
         os.environ["LOCAL_WORLD_SIZE"] = str(int(os.environ["WORLD_SIZE"]) // int(os.environ["NODES"]))
     measure(*map(Path, rest))
