@@ -257,8 +257,9 @@ def fine_tune(root: Path, start: Path, name: str, prior: Path | None = None) -> 
 
 def reinforce(root: Path, start: Path, name: str, prior: Path | None = None) -> dict:
     """The whole stage, with a reference that follows after every third step."""
-    cfg = settings(name=name, init=str(start / "tied"), data={"chain": 1}, reward={"language": 1.0, "custom": 1.0}, reward_function=f"{__file__}:taste",
-                   steps=STEPS, problems=3, group=4, save_every=2, kl_coef=0.1, ref_every=3, micro_tokens=300)
+    cfg = settings(name=name, init=str(start / "tied"), data={"chain": 1}, reward={"language": 1.0, "custom": 1.0},
+                   reward_function=f"{__file__}:taste", steps=STEPS, problems=3, group=4, save_every=2, kl_coef=0.1, ref_every=3,
+                   micro_tokens=300)
     cfg.optim.lr = 1e-4
     folder = folder_of(root, cfg, prior)
     rl.grpo(cfg, folder)
