@@ -247,7 +247,7 @@ def kill_at(process, root, kind, rng):
             time.sleep(rng.random() * 0.003 if kind in ("saving", "model") else 0)
             process.kill()
             break
-        time.sleep(0.002 if kind in ("start", "anywhere", "step") else 0)
+        time.sleep(0 if kind in ("saving", "model") else 0.001)
     _, err = process.communicate()
     assert process.returncode in (0, -9) and "Traceback" not in err, err
     return process.returncode != 0
@@ -356,7 +356,7 @@ def hold(module, *names):
 
 
 @pytest.mark.parametrize("stage, patch, n, there", [
-    ("base", "hold('r1.tokenizer', 'Tokenizer', 'train')", 1, "base/config.yaml"),             # before the first step
+    ("taught", "hold('r1.checkpoint', 'load_model')", 1, "taught/config.yaml"),                # before the first step
     ("cold", "hold('r1.rollout', 'generate')", 2, "cold/state/piece-0.json"),                  # in the second piece
     ("dev1", "hold('r1.rollout', 'generate')", 2, "dev1/state/eval-own.json"),                 # in the second domain
 ], ids=["loading", "reject", "evaluation"])
@@ -371,6 +371,7 @@ def test_a_signal_outside_of_steps_ends_at_once(straight, tmp_path, stage, patch
     assert_same(straight, root, stage)
 
 
+@pytest.mark.slow
 def test_an_ignored_interrupt_stays_ignored(straight, tmp_path):
     """As a shell's "&" and nohup have it."""
     root = at(straight, tmp_path / "out", "dev2")
@@ -706,13 +707,12 @@ DISK = {
     "examples": ("cold", runtime, "write_text", 10, {"when": NAMED("examples.jsonl")}, "examples.jsonl"),
     "results": ("zero", pipeline, "write_text", 10, {"n": 2}, "results.json"),
     "report": ("zero", report, "write_text", 10, {"when": NAMED("report.html")}, "report.html"),
-    "lock": ("zero", runtime, "_lock", 5, {}, "lock"),
 }
 
 
 RAW = pytest.mark.xfail(strict=True, reason="not yet a sentence")
 ASIDE = pytest.mark.xfail(strict=True, reason="the part that was written aside stays")
-AILING = {"tokenizer": RAW, "samples": RAW, "lock": RAW} | dict.fromkeys(
+AILING = {"tokenizer": RAW, "samples": RAW} | dict.fromkeys(
     ("config", "done", "figures", "eval piece", "piece", "examples", "results", "report"), ASIDE)
 
 
@@ -734,6 +734,18 @@ def test_a_full_disk_is_a_sentence_and_costs_nothing(straight, tmp_path, what):
     go_on(straight[0], root, only=stage)
     assert_same(straight, root, stage)
     assert (root / "report.html").read_bytes().endswith(b"</html>")
+
+
+@RAW
+def test_a_lock_without_a_name_in_it_is_one_too(straight, tmp_path):
+    """Twenty bytes for the words of the next one's error are not worth a run."""
+    root = at(straight, tmp_path / "out", "zero")
+    try:
+        with full(runtime, "_lock", 5):
+            go_on(straight[0], root, only="zero")
+    finally:
+        small(resource.RLIM_INFINITY)
+    assert_same(straight, root, "zero")
 
 
 def one_sentence(process, code=2):
@@ -878,7 +890,7 @@ def test_no_stage_hears_of_the_global_generators(straight, tmp_path, monkeypatch
     assert set(drew) <= {("train", "base", 2)}          # torch's, by the layers that are made before init_weights fills them
 
 
-@pytest.mark.parametrize("streams", ["stdout", pytest.param("both", marks=RAW)])
+@pytest.mark.parametrize("streams", ["stdout", pytest.param("both", marks=[RAW, pytest.mark.slow])])
 def test_nobody_reads_any_more(straight, tmp_path, streams):
     """`| head -1`, and `2>&1 | head -1` with a warning to come: the run goes on to its end."""
     root = shutil.copytree(straight[1], tmp_path / "out")
@@ -895,8 +907,8 @@ def test_nobody_reads_any_more(straight, tmp_path, streams):
     assert_same(straight, root)
 
 
-@pytest.mark.parametrize("redirect", [pytest.param("> /dev/full", marks=RAW)] + [
-    pytest.param(how, marks=[pytest.mark.slow, *mark]) for how, mark in ((">&-", []), ("2>&-", [RAW]), ("2> /dev/full", []))])
+@pytest.mark.slow
+@pytest.mark.parametrize("redirect", [pytest.param("> /dev/full", marks=RAW), ">&-", pytest.param("2>&-", marks=RAW), "2> /dev/full"])
 def test_odd_streams(straight, tmp_path, redirect):
     root = at(straight, tmp_path / "out", "dev2")
     out = subprocess.run(["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, "train.py", straight[0], f"out={root}", "--only=dev2"],
