@@ -245,7 +245,7 @@ def test_adam_goes_where_it_goes_on_one_rank(one, many, start):
         begin = {k.removeprefix("model."): v for k, v in load_file(start / "tied/model.safetensors").items()}
         assert apart(one.of(f"straight/{name}"), begin) > 3e-4, name
         a, b = (lines(f.folder / f"straight/{name}/metrics.jsonl") for f in (one, many))
-        assert [x["step"] for x in b] == list(range(STEPS)) and [x["loss"] for x in b] == pytest.approx([x["loss"] for x in a], abs=1e-5)
+        assert [x["step"] for x in b] == list(range(STEPS)) and [x["loss"] for x in b] == pytest.approx([x["loss"] for x in a], abs=3e-5)
 
 
 def test_muon_adds_nothing_and_rounds_as_it_does_alone(one, many):
