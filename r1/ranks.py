@@ -55,45 +55,50 @@ def joined(device: str, timeout: float) -> Iterator[None]:
                             world_size=size, timeout=timedelta(seconds=timeout))
     _store = dist.PrefixStore("r1", store)
     local = int(os.environ["LOCAL_WORLD_SIZE"])
-    _mesh = dist.init_device_mesh("cuda" if cuda else "cpu", (size // local, local) if size > local else (size,))
+    shape = {"nodes": size // local, "ranks": local} if size > local else {"ranks": size}
+    _mesh = dist.init_device_mesh("cuda" if cuda else "cpu", tuple(shape.values()), mesh_dim_names=tuple(shape))
     at("the beginning")
     try:
         yield
         dist.barrier()
     except BaseException as e:
-        if isinstance(e, Exception):
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)            # torchrun's: this process is ending already
-            _end(e, timeout)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)                # torchrun's: this process is ending already
+        _end(e, timeout)
         raise
     finally:
         _store = _mesh = None
     dist.destroy_process_group()
 
 
-def _end(e: Exception, timeout: float) -> None:
+def _end(e: BaseException, timeout: float) -> None:
     """Note that this rank ends with `e`. What is a sentence is said by one rank, and ends the process."""
     lost = isinstance(e, dist.DistError) or isinstance(e, RuntimeError) and "gloo" in str(e)     # another did not take part
+    stopped = not isinstance(e, Exception)                           # by a signal: the user's, or torchrun's when it has lost a rank
     try:
-        _store.set(f"end/{rank()}", "lost" if lost else f"{type(e).__name__}: {e}")
+        _store.set(f"end/{rank()}", "lost" if lost else "stopped" if stopped else f"{type(e).__name__}: {e}")
     except dist.DistError:
         raise SystemExit("error: torchrun itself has gone. The same command continues from the last saved state") from e
-    if not lost and not isinstance(e, UserError):
+    if not lost and not stopped and not isinstance(e, UserError):
         return
-    text = _who(timeout if "timed out" in str(e).lower() else 0) if lost else str(e)
-    if _store.add("said/a rank is lost" if lost else f"said/{text}", 1) == 1:
+    text = str(e) if isinstance(e, UserError) else _who(timeout if "timed out" in str(e).lower() else 0)
+    if not text and stopped:
+        return
+    if text and _store.add(f"said/{text}" if isinstance(e, UserError) else "said/a rank is lost", 1) == 1:
         print(f"error: {text}", file=sys.stderr, flush=True)
     raise SystemExit(2) from e
 
 
 def _who(waited: float) -> str:
-    """Which rank is to blame, and what it was doing: one that ended by itself, or one that says nothing any more."""
+    """Which rank is to blame, and what it was doing: one that ended by itself, or one that says nothing any more; "" if all were stopped."""
     everyone, until = range(world()), time.monotonic() + 2
     while not _store.check([f"end/{r}" for r in everyone]) and time.monotonic() < until:
         time.sleep(0.05)
     end = {r: _store.get(f"end/{r}").decode() if _store.check([f"end/{r}"]) else "silent" for r in everyone}
     place = {r: _store.get(f"at/{r}").decode() for r in everyone}
-    failed = [f"rank {r} failed in {place[r]} with {end[r]}" for r in everyone if end[r] not in ("lost", "silent")]
+    failed = [f"rank {r} failed in {place[r]} with {end[r]}" for r in everyone if end[r] not in ("lost", "stopped", "silent")]
     silent = [f"rank {r} has not answered since {place[r]}" for r in everyone if end[r] == "silent"]
+    if not failed and not silent and "stopped" in end.values():
+        return ""
     return (f"{'; '.join(failed or silent) or 'the ranks lost each other in ' + place[rank()]}"
             f"{f' (the others waited {waited:.0f} s)' if waited else ''}. The same command continues from the last saved state")
 

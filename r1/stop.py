@@ -5,6 +5,7 @@ import os
 import shlex
 import signal
 import sys
+import time
 from collections.abc import Callable
 
 from r1.types import UserError
@@ -26,8 +27,10 @@ def ends(work: Callable[[], None]) -> int:
     try:
         work()
     except UserError as e:
-        if first:
-            print(f"error: {e}", file=sys.stderr)
+        if not first:                                              # rank 0 says the same, and torchrun then ends the others
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            time.sleep(10)
+        print(f"error: {e}", file=sys.stderr)
         return 2
     except Stopped:
         if first:
