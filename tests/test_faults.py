@@ -253,11 +253,6 @@ def kill_at(process, root, kind, rng):
     return process.returncode != 0
 
 
-def finish(straight, root):
-    ended(begin(straight[0], root), 0)
-    assert_same(straight, root)
-
-
 @pytest.mark.xfail(strict=True, reason="what is removed right after done.json or eval.json is not removed later")
 def test_nothing_is_left_of_a_kill_after_the_end(straight, tmp_path):
     """Between done.json or eval.json and the removal of what only a broken-off run needs."""
@@ -272,11 +267,14 @@ def test_nothing_is_left_of_a_kill_after_the_end(straight, tmp_path):
 def test_kill_at_four_moments(straight, tmp_path):
     rng, root, tally = random.Random(1), at(straight, tmp_path / "out", "zero"), Counter()
     for kind in ("step", "saving", "evaluation", "pieces"):
-        before = shot(root)
-        assert kill_at(begin(straight[0], root), root, kind, rng), tally
+        before, p = shot(root), begin(straight[0], root)
+        assert kill_at(p, root, kind, rng), tally
         tally[landed(root, before)] += 1
     print(dict(tally))
-    finish(straight, root)
+    assert (root / "lock").read_text().startswith(f"process {p.pid} on ")
+    go_on(straight[0], root)                           # the lock has gone with its process
+    assert_same(straight, root)
+    assert (root / "lock").read_text().startswith(f"process {os.getpid()} on ")
 
 
 @pytest.mark.slow
@@ -299,12 +297,13 @@ def test_kill_at_forty_moments_and_more(straight, tmp_path, capsys):
     with capsys.disabled():
         print(f"\n{sum(tally.values())} kills over {runs + 1} runs: {dict(tally)}")
     assert wanted <= tally.keys() and sum(tally.values()) >= 40
-    finish(straight, root)
+    ended(begin(straight[0], root), 0)
+    assert_same(straight, root)
 
 
 # ---- signals -----------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_signal_in_a_step_finishes_it_and_saves(straight, tmp_path, number, code):
     root = at(straight, tmp_path / "out", "zero")
     p = begin(straight[0], root, "zero.save_every=100", HOLD=tmp_path, AT=20)        # 6 samples a step: in step 3
@@ -357,9 +356,9 @@ def hold(module, *names):
 
 @pytest.mark.parametrize("stage, patch, n, there", [
     ("taught", "hold('r1.checkpoint', 'load_model')", 1, "taught/config.yaml"),                # before the first step
-    ("cold", "hold('r1.rollout', 'generate')", 2, "cold/state/piece-0.json"),                  # in the second piece
     ("dev1", "hold('r1.rollout', 'generate')", 2, "dev1/state/eval-own.json"),                 # in the second domain
-], ids=["loading", "reject", "evaluation"])
+    pytest.param("cold", "hold('r1.rollout', 'generate')", 2, "cold/state/piece-0.json", marks=pytest.mark.slow),
+], ids=["loading", "evaluation", "reject"])
 def test_a_signal_outside_of_steps_ends_at_once(straight, tmp_path, stage, patch, n, there):
     root = at(straight, tmp_path / "out", stage)
     p = begin(straight[0], root, patch=PATCH + patch, HOLD=tmp_path, AT=n)
@@ -411,18 +410,6 @@ def test_ctrl_c_of_a_terminal_does_not_reach_the_sandbox():
 
 
 # ---- one run per folder ------------------------------------------------------------------------
-
-def test_a_killed_run_leaves_no_lock(straight, tmp_path):
-    root = at(straight, tmp_path / "out", "zero")
-    p = begin(straight[0], root, HOLD=tmp_path, AT=20)
-    wait_for((tmp_path / "begun").exists, p)
-    p.kill()
-    p.communicate()
-    assert (root / "lock").read_text().startswith(f"process {p.pid} on ")
-    go_on(straight[0], root, only="zero")
-    assert_same(straight, root, "zero")
-    assert (root / "lock").read_text().startswith(f"process {os.getpid()} on ")
-
 
 def test_the_lock_is_held_by_the_run_alone(tmp_path):
     with locked(tmp_path):
