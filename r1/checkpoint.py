@@ -18,8 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from r1 import ranks
-from r1.files import digest, discard, make_aside, publish, recover, sync, writing
+from r1 import ranks, stop
+from r1.files import digest, discard, make_aside, publish, recover, writing
 from r1.hf_config import config_json, load_config, read_json
 from r1.model import Transformer, rope_frequencies
 from r1.types import UserError
@@ -176,7 +176,7 @@ def load_model(path, device="cpu", dtype: torch.dtype = torch.float32) -> Transf
 
 def _steps(folder: Path) -> dict[int, Path]:
     """State folders by step, the newest first."""
-    found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdigit()}
+    found = {int(p.name[5:]): p for p in folder.glob("step-*") if p.name[5:].isdecimal()}
     return dict(sorted(found.items(), reverse=True))
 
 
@@ -203,7 +203,6 @@ def _write_piece(file: Path, tensors: dict[str, Tensor]) -> dict[str, dict]:
 
 
 def _vouch(file: Path) -> dict[str, dict]:
-    sync(file)
     return {file.name: {"size": file.stat().st_size, "sha256": digest(file)}}
 
 
@@ -268,7 +267,7 @@ def _newest(folder: Path) -> tuple[int, list[Path], dict] | None:
         raise UserError(f"no saved state is whole: {'; '.join(broken)}. Put it back from a copy, or delete {folder.parent} "
                         f"to start that stage from its beginning")
     if broken:
-        print(f"warning: saved state {' and '.join(broken)} is damaged; continuing from step {found[0]}", file=sys.stderr)
+        stop.say(f"warning: saved state {' and '.join(broken)} is damaged; continuing from step {found[0]}", sys.stderr)
     return found
 
 

@@ -25,20 +25,19 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
     ranks.at("loading the model", f"the evaluation of {folder.name}")
     model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
-    eos, began, setting = eos_ids(folder.model), time.perf_counter(), settings(cfg, folder, template)
+    eos, setting = eos_ids(folder.model), settings(cfg, folder, template)
 
     def measure(domain: str, mix: dict[str, float]) -> dict:
-        problems = draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
+        began, problems = time.perf_counter(), draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
         return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups)},
-                "rows": [{"domain": domain, **s.record()} for g in groups for s in g]}
+                "rows": [{"domain": domain, **s.record()} for g in groups for s in g], "seconds": time.perf_counter() - began}
 
     found = {domain: folder.remember(f"eval-{domain}", lambda d=domain, m=mix: measure(d, m), setting) for domain, mix in cfg.domains.items()}
     result = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": setting,
-              **{domain: each["figures"] for domain, each in found.items()}, "seconds": round(time.perf_counter() - began, 1)}
+              **{domain: each["figures"] for domain, each in found.items()}, "seconds": round(sum(each["seconds"] for each in found.values()), 1)}
     folder.write("eval_samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for each in found.values() for r in each["rows"]))
     folder.write("eval.json", json.dumps(result, indent=1, ensure_ascii=False))
-    folder.clear()
     return result
 
 

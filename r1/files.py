@@ -56,9 +56,16 @@ def write_text(path: str | Path, text: str) -> None:
     path = Path(path)
     aside = path.with_name(path.name + ".tmp")
     with writing(path, len(text)):
+        path.parent.mkdir(parents=True, exist_ok=True)
         aside.write_text(text, encoding="utf-8", errors="replace")        # a model may emit half a surrogate pair
         sync(aside)
         aside.replace(path)
+        sync(path.parent)
+
+
+def append_text(path: Path, text: str) -> None:
+    with writing(path, len(text)), path.open("a", encoding="utf-8") as f:
+        f.write(text)
 
 
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
@@ -69,14 +76,21 @@ def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
 
 def sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
-    os.fsync(handle)
-    os.close(handle)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def digest(file: Path) -> str:
     """SHA-256 of what a file holds."""
     with open(file, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def digests(model: Path) -> dict[str, str]:
+    """Of a model's weights, by file."""
+    return {f.name: digest(f) for f in sorted(model.glob("*.safetensors"))}
 
 
 def make_aside(path: Path) -> Path:
@@ -126,5 +140,7 @@ def writing(path: Path, size: int) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as e:
         shutil.rmtree(path.with_name(f".tmp-{path.name}"), ignore_errors=True)
+        with suppress(OSError):
+            path.with_name(path.name + ".tmp").unlink()                   # what write_text has begun
         raise UserError(f"{path} could not be written ({getattr(e, 'strerror', None) or e}); it takes {size / 1e6:.1f} MB. What was "
                         f"saved before is whole: make room, and the same command continues") from e

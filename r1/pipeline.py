@@ -46,11 +46,13 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
 
 def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     """Train what is not trained, evaluate what is not evaluated, write down both."""
+    ranks.at("the beginning", stage.name)
     try:
         if not folder.done():
             train(stage, folder)
-        if folder.model.is_dir() and cfg.evaluate.domains:
+        if ranks.lead(folder.model.is_dir) and cfg.evaluate.domains:
             run_evaluation(cfg, stage, folder)
+        folder.clear()
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, "
                         f"which change the cost and not the result; then the same command continues") from e
@@ -58,7 +60,6 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
 
 
 def train(stage: cfgs.Stage, folder: Folder) -> None:
-    folder.path.mkdir(parents=True, exist_ok=True)
     folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
     STAGES[stage.kind](stage, folder)
     tell(f"{stage.name}: done in {folder.finish():.0f} s")

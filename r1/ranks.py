@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
+from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 import torch
@@ -27,7 +29,7 @@ from r1.types import Example, UserError
 
 _store: dist.Store | None = None     # torchrun's own: it answers also when a rank has gone
 _mesh = None                         # (nodes, ranks of a node) or (ranks,): whole copies of the model, and shards of one
-_of = "the run"                      # what the phase is of
+_subject = "the run"                 # what a rank is doing something of: a step, an evaluation
 
 
 def rank() -> int:
@@ -47,16 +49,20 @@ def joined(device: str, timeout: float) -> Iterator[None]:
     if not dist.is_torchelastic_launched():
         yield
         return
-    cuda = device.startswith("cuda")
+    cuda, own, local, wait = device != "cpu", int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"]), timedelta(seconds=timeout)
+    if cuda and (device != "cuda" or local > torch.cuda.device_count()):
+        raise UserError(f"torchrun gives each of {local} processes a GPU of its own: say device=cuda, and as many as the "
+                        f"{torch.cuda.device_count()} that are here")
     if cuda:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store, own, size = next(dist.rendezvous("env://", timeout=timedelta(seconds=timeout)))
+        torch.cuda.set_device(own)
+    store, own, size = next(dist.rendezvous("env://", timeout=wait))
     dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", store=dist.PrefixStore("group", store), rank=own,
-                            world_size=size, timeout=timedelta(seconds=timeout))
+                            world_size=size, timeout=wait)
     _store = dist.PrefixStore("r1", store)
-    local = int(os.environ["LOCAL_WORLD_SIZE"])
     shape = {"nodes": size // local, "ranks": local} if size > local else {"ranks": size}
-    _mesh = dist.init_device_mesh("cuda" if cuda else "cpu", tuple(shape.values()), mesh_dim_names=tuple(shape))
+    _mesh = dist.init_device_mesh(device, tuple(shape.values()), mesh_dim_names=tuple(shape))
+    for group in _mesh.get_all_groups():                             # a mesh of two makes its own, which would wait for half an hour
+        dist.distributed_c10d._set_pg_timeout(wait, group)
     at("the beginning")
     try:
         yield
@@ -80,12 +86,14 @@ def _end(e: BaseException, timeout: float) -> None:
         raise SystemExit("error: torchrun itself has gone. The same command continues from the last saved state") from e
     if not lost and not stopped and not isinstance(e, UserError):
         return
-    text = str(e) if isinstance(e, UserError) else _who(timeout if "timed out" in str(e).lower() else 0)
-    if not text and stopped:
-        return
-    if text and _store.add(f"said/{text}" if isinstance(e, UserError) else "said/a rank is lost", 1) == 1:
+    mistake = isinstance(e, UserError)
+    if _store.add(f"said/{e}" if mistake else "said/a rank is lost", 1) == 1:      # one speaks, the others leave: so their neighbours notice
+        text = str(e) if mistake else _who(timeout if "timed out" in str(e).lower() else 0)
+        if not text:
+            return
         print(f"error: {text}", file=sys.stderr, flush=True)
-    raise SystemExit(2) from e
+    if not stopped:
+        raise SystemExit(2) from e
 
 
 def _who(waited: float) -> str:
@@ -100,15 +108,15 @@ def _who(waited: float) -> str:
     if not failed and not silent and "stopped" in end.values():
         return ""
     return (f"{'; '.join(failed or silent) or 'the ranks lost each other in ' + place[rank()]}"
-            f"{f' (the others waited {waited:.0f} s)' if waited else ''}. The same command continues from the last saved state")
+            f"{f' (the others waited `timeout`: {waited:.0f} s)' if waited else ''}. The same command continues from the last saved state")
 
 
 def at(phase: str, of: str = "") -> None:
     """Say what this rank is doing, and of which step, for the message that the others print if it does not come back."""
-    global _of
-    _of = of or _of
+    global _subject
+    _subject = of or _subject
     if _store:
-        _store.set(f"at/{rank()}", f"{phase} of {_of}")
+        _store.set(f"at/{rank()}", f"{phase} of {_subject}")
 
 
 # ---- words between ranks -----------------------------------------------------------------------
@@ -120,13 +128,21 @@ def together(work: Callable[[], Any]) -> list:
     try:
         mine = (work(), None)
     except Exception as e:
-        mine = (None, e)
+        e.add_note(f"on rank {rank()}:\n{traceback.format_exc()}")
+        mine = (None, e if _travels(e) else RuntimeError(f"{type(e).__name__}: {e}"))
     everyones: list = [None] * world()
     dist.all_gather_object(everyones, mine)
     for _, error in everyones:
-        if error:
+        if error is not None:
             raise error
     return [result for result, _ in everyones]
+
+
+def _travels(e: Exception) -> bool:
+    try:
+        return type(ForkingPickler.loads(ForkingPickler.dumps(e))) is type(e)
+    except Exception:
+        return False
 
 
 def lead(work: Callable[[], Any]) -> Any:
@@ -147,7 +163,8 @@ def gather(mine: list) -> list:
 
 def total(sums: dict[str, float]) -> dict[str, float]:
     """Every entry, added over the ranks."""
-    return {k: sum(part[k] for part in parts) for parts in [together(lambda: sums)] for k in sums}
+    parts = together(lambda: sums)
+    return {k: sum(part[k] for part in parts) for k in sums}
 
 
 def deal(examples: list[Example], micro_tokens: int) -> list[list[Example]]:
@@ -168,7 +185,7 @@ def deal(examples: list[Example], micro_tokens: int) -> list[list[Example]]:
 
 def shard(model: nn.Module, bf16: bool = False) -> nn.Module:
     """The model with its weights in shards (FSDP2), before the optimiser is made. fp32 stays what is stored,
-    reduced and optimised; with `bf16` it is gathered and run in bfloat16. On one rank autocast does that."""
+    reduced and optimised; with `bf16` it is gathered and run in bfloat16. On one rank autocast runs the matrix products in it."""
     if not _store:
         model.bf16 = bf16
         return model

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 
-from r1 import checkpoint, world
+from r1 import checkpoint, ranks, world
 from r1.accuracy import find_answer
 from r1.config import Reject
+from r1.files import digests
 from r1.hf_config import eos_ids
 from r1.rewards import is_readable
 from r1.rollout import Scored, judged, roll_out
@@ -34,16 +35,17 @@ def reject(cfg: Reject, folder: Folder) -> None:
         groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], folder.template(cfg.template), cfg.sample, cfg.group,
                                    folder.seed, {"accuracy": 1.0}, eos_ids(start), title=f"{folder.name} {at}/{len(problems)}")
         left = judged(groups)
+        if not left:
+            raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
         kept = [s for group in left for s in choose(group, cfg.keep)]
         counts = {"sampled": len(left) * cfg.group, "problems": len(left), "unjudged_groups": len(groups) - len(left),
                   "right": sum(s.score.parts["accuracy"] == 1 for g in left for s in g),
                   "readable_right": sum(good(s) for g in left for s in g), "kept": len(kept)}
         return {"counts": counts | seconds, "rows": [row(s.problem, readable(s)) for s in kept], "samples": [s.record() for s in kept[:20]]}
 
-    pieces = [folder.remember(f"piece-{at}", lambda at=at: sift(at)) for at in range(0, len(problems), PIECE)]
+    sampler = ranks.lead(lambda: digests(start))       # pieces are of these weights
+    pieces = [folder.remember(f"piece-{at}", lambda at=at: sift(at), sampler) for at in range(0, len(problems), PIECE)]
     counts = {k: sum(p["counts"][k] for p in pieces) for k in pieces[0]["counts"]}
-    if not counts["problems"]:
-        raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
     others = [row(p, direct(p)) for p in other_domains(cfg, folder)]
     rows = [r for p in pieces for r in p["rows"]] + others
     if not rows:

@@ -9,7 +9,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from r1 import checkpoint, ranks, stop
 from r1.config import Stage
-from r1.files import digest, load_json, sync, write_text, writing
+from r1.files import append_text, digest, digests, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
@@ -40,6 +40,9 @@ class Folder:
     templates: dict[str, str]
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
     saving: float = 0.0                                         # seconds in it
+    models: dict[str, nn.Module] = field(default_factory=dict)  # what a state is of
+    optimizer: torch.optim.Optimizer | Pair | None = None
+    bar: tqdm | None = None                                     # of the steps
     skipped: int = 0                                            # steps in a row whose gradient was not finite
 
     @property
@@ -53,6 +56,7 @@ class Folder:
     def find_model(self, init: str) -> Path:
         """The model of an earlier stage by its name, else a folder on disk, else what a GGUF file holds: FILE.gguf, or
         package:NAME for the one in an installed package. It is imported once per run."""
+        ranks.at("finding the model", self.name)
         return ranks.lead(lambda: self._find_model(init))
 
     def _find_model(self, init: str) -> Path:
@@ -92,10 +96,7 @@ class Folder:
         self._append("samples.jsonl", rows)
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        if ranks.rank() == 0:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-            with writing(self.path / name, len(text)), (self.path / name).open("a", encoding="utf-8") as f:
-                f.write(text)
+        ranks.lead(lambda: append_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
 
     def steps(self, cfg: Stage, done: int, total: int) -> Iterator[int]:
         """The steps from `done` on. After each, the state is saved if it is time, or if a signal asks to stop."""
@@ -111,8 +112,11 @@ class Folder:
                     self.save(step + 1)
                     saved = time.monotonic()
                 if asked:
-                    stop.wanted = asked
-                    raise stop.Stopped
+                    break
+            stop.patient = False
+            stop.wanted = max(ranks.together(lambda: stop.wanted))           # also one that came after the last step
+            if stop.wanted:
+                raise stop.Stopped
         finally:
             stop.patient = False
 
@@ -160,7 +164,7 @@ class Folder:
         found = ranks.lead(lambda: _recall(file, setting))
         if not found:
             found = [work()]
-            ranks.lead(lambda: (file.parent.mkdir(parents=True, exist_ok=True), _note(file, setting, found)))
+            ranks.lead(lambda: _note(file, setting, found))
         return found[0]
 
     def start_logs(self, step: int) -> None:
@@ -173,9 +177,9 @@ class Folder:
 
     def finish(self) -> float:
         """Write done.json: the seconds it took, of those in saving, and what the weights are. Returns the seconds."""
-        seconds, weights = time.perf_counter() - self.began, sorted(self.model.glob("*.safetensors"))
+        seconds = time.perf_counter() - self.began
         self.write("done.json", json.dumps({"seconds": round(seconds, 1), "saving": round(self.saving, 2), **hardware(),
-                                            "ranks": ranks.world(), "sha256": ranks.lead(lambda: {f.name: digest(f) for f in weights})}))
+                                            "ranks": ranks.world(), "sha256": ranks.lead(lambda: digests(self.model))}))
         self.clear()
         return seconds
 
@@ -198,7 +202,7 @@ def _recall(file: Path, setting: Any) -> list | None:
         return None
     digest, _, text = file.read_bytes().partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != digest:
-        print(f"warning: {file} is damaged; it is made again", file=sys.stderr)
+        stop.say(f"warning: {file} is damaged; it is made again", sys.stderr)
         return None
     then, found = json.loads(text)
     return found if then == setting else None
@@ -230,9 +234,9 @@ def _lock(path: Path):
                         f"out=DIR") from None
     except (ImportError, OSError):                                 # a system or a file system without locks
         return file
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
+    with suppress(OSError):                                        # on a full disk the lock holds too
+        os.ftruncate(file.fileno(), 0)
+        os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
 
 
@@ -248,12 +252,11 @@ def _cut(file: Path, step: int) -> None:
     if not file.is_file():
         return
     kept = []
-    for line in file.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            if json.loads(line)["step"] < step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
+    with file.open("rb") as f:                         # bytes: it may break off within a letter, and U+2028 ends no line
+        for line in f:
+            with suppress(ValueError, KeyError, TypeError):
+                if json.loads(line)["step"] < step:
+                    kept.append(line.decode())
     write_text(file, "".join(kept))
 
 

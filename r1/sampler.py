@@ -101,7 +101,7 @@ def _prefill(model: Transformer, prompts: list[list[int]], n: int, room: int) ->
     """Read each prompt once, padded on the left; return the cache and last logits, repeated for n samples each."""
     device = next(model.parameters()).device
     longest = max(map(len, prompts))
-    cache = KVCache(model.cfg, len(prompts), longest, device, model.embed_tokens.weight.dtype)
+    cache = KVCache(model.cfg, len(prompts), longest, device, torch.bfloat16 if model.bf16 else model.embed_tokens.weight.dtype)
     cache.start = torch.tensor([longest - len(p) for p in prompts], device=device)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)   # (Q, T)
     at = torch.arange(longest, device=device).expand_as(ids) == longest - 1

@@ -27,6 +27,7 @@ from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from keyword import iskeyword
 
+from r1 import stop
 from r1.sandbox_process import REPLY, Child, Fail, Infra, Limits, Protection, Raised, start
 from r1.types import UserError
 
@@ -248,4 +249,4 @@ def require() -> None:
     if not _SAID.is_set():
         _SAID.set()
         if os.environ.get("RANK", "0") == "0":
-            print(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), file=sys.stderr)
+            stop.say(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), sys.stderr)

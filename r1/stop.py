@@ -24,13 +24,14 @@ def ends(work: Callable[[], None]) -> int:
         if signal.getsignal(number) != signal.SIG_IGN:             # a shell's "&" and nohup mean it
             signal.signal(number, _asked)
     first = os.environ.get("RANK", "0") == "0"
+    sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))     # closed: a progress bar would end on it
     try:
         work()
     except UserError as e:
         if not first:                                              # rank 0 says the same, and torchrun then ends the others
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(10)
-        print(f"error: {e}", file=sys.stderr)
+        say(f"error: {e}", sys.stderr)
         return 2
     except Stopped:
         if first:
@@ -47,13 +48,14 @@ def _asked(number: int, frame) -> None:
     wanted = number
     if not patient:
         raise Stopped
-    say("\nstopping after this step; once more leaves at once", sys.stderr)
+    if os.environ.get("RANK", "0") == "0":
+        say("\nstopping after this step; once more leaves at once", sys.stderr)
 
 
 def say(text: str, where=None) -> None:
-    """Print a line, also where nobody reads any more (`| head`): a run does not end for that."""
+    """Print a line, also where nobody reads any more (`| head`) or the disk is full: a run does not end for that."""
     where = where or sys.stdout
     try:
         print(text, file=where, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), where.fileno())

@@ -98,7 +98,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         path = Path(path)
         path.mkdir(parents=True, exist_ok=True)
-        self.core.save(str(path / "tokenizer.json"))
+        (path / "tokenizer.json").write_text(self.core.to_str(pretty=True), encoding="utf-8")     # core.save raises no OSError
         (path / "tokenizer_config.json").write_text(json.dumps(self.config, indent=1, ensure_ascii=False), encoding="utf-8")
 
     @staticmethod

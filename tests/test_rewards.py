@@ -182,8 +182,9 @@ def test_own_reward():
         assert got.parts["custom"] == 0.0 and got.total == 1.0
     got = score(problem(), GOOD, "eos", weights, extra=lambda problem, completion: [][0])
     assert got.parts["custom"] == 0.0 and got.total == 1.0 and got.reason == "custom_error:IndexError"
-    got = score(problem(), GOOD, "eos", weights, extra=lambda problem, completion: "much")
-    assert got.reason == "custom_error:ValueError"
+    for value, kind in (("much", "ValueError"), (None, "TypeError"), ([1.0, 0.0], "TypeError")):
+        got = score(problem(), GOOD, "eos", weights, extra=lambda problem, completion: value)
+        assert got.parts["custom"] == 0.0 and got.reason == f"custom_error:{kind}"
 
 
 def test_check_weights():
