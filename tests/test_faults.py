@@ -275,7 +275,7 @@ def test_kill_at_four_moments(straight, tmp_path):
 
 
 @pytest.mark.slow
-def test_kill_at_forty_moments_and_more(straight, tmp_path, capsys):
+def test_kill_at_forty_moments_and_more(straight, tmp_path, capsys, record_property):
     """Until every kind of moment was hit, where a kill has landed being read off the disk."""
     rng, tally, runs, root = random.Random(0), Counter(), 0, tmp_path / "0"
     kinds = ["start", "loading", "step", "step", "saving", "saving", "model", "evaluation", "between", "pieces", "anywhere"]
@@ -293,6 +293,7 @@ def test_kill_at_forty_moments_and_more(straight, tmp_path, capsys):
             root = tmp_path / str(runs)
     with capsys.disabled():
         print(f"\n{sum(tally.values())} kills over {runs + 1} runs: {dict(tally)}")
+    record_property(f"{sum(tally.values())} kills over {runs + 1} runs", ", ".join(f"{k} {n}" for k, n in tally.most_common()))
     assert wanted <= tally.keys() and sum(tally.values()) >= 40
     ended(begin(straight[0], root), 0)
     assert_same(straight, root)
@@ -771,7 +772,7 @@ def test_a_file_where_a_folder_should_be(straight, tmp_path, place):
 
 
 @pytest.mark.slow
-def test_a_small_file_system_that_grows(straight, tmp_path):
+def test_a_small_file_system_that_grows(straight, tmp_path, record_property):
     """A real one, full at every size from almost nothing on: a sentence each time, and in the end the same bits."""
     script = """
 mount -t tmpfs -o size=4k none "$3" || exit 9
@@ -787,7 +788,8 @@ exit 7
 """
     (tmp_path / "small").mkdir()
     out = in_namespace(script, sys.executable, straight[0], tmp_path / "small", tmp_path)
-    print(out.stdout, Counter(line.split(" could not")[0].split("/")[-1] for line in (tmp_path / "said").read_text().splitlines()))
+    record_property("a file system that grows", out.stdout.strip())
+    print(Counter(line.split(" could not")[0].split("/")[-1] for line in (tmp_path / "said").read_text().splitlines()))
     assert out.returncode == 0, out.stdout + out.stderr
     assert all("No space left on device" in line and line.startswith("error: ") for line in (tmp_path / "said").read_text().splitlines())
     assert_same(straight, tmp_path / "out")
@@ -891,16 +893,18 @@ def test_odd_streams(straight, tmp_path, redirect):
     assert_same(straight, root, "dev2")
 
 
-def test_another_number_of_threads_is_noted(straight, tmp_path, capsys):
-    root = at(straight, tmp_path / "out", "zero")
+def test_other_conditions_at_resume_are_noted(straight, tmp_path, capsys, monkeypatch):
+    root, version = at(straight, tmp_path / "out", "zero"), torch.__version__
     with broken_off(grpo, "optimise", 6):
         go_on(straight[0], root, only="zero")
     capsys.readouterr()
+    monkeypatch.setattr(torch, "__version__", "2.99")
     try:
         go_on(straight[0], root, "threads=2", only="zero")
     finally:
         torch.set_num_threads(1)
-    assert capsys.readouterr().err == "note: zero goes on with threads 1 -> 2: right, but not to the same bits\n"
+    note = f"note: zero goes on with torch {version} -> 2.99, threads 1 -> 2: right, but not to the same bits\n"
+    assert capsys.readouterr().err == note
     assert [r["step"] for r in rows(root / "zero/metrics.jsonl")] == list(range(8)) and (root / "zero/eval.json").is_file()
 
 
@@ -932,7 +936,7 @@ def test_no_memory_left_names_what_to_lower(straight, tmp_path, capsys, monkeypa
 
 
 @pytest.mark.slow
-def test_a_late_step_is_resumed_at_once(straight, tmp_path):
+def test_a_late_step_is_resumed_at_once(straight, tmp_path, record_property):
     """What the 900,000 steps before have read is not read again."""
     late, took, long = 900_000, [], ["base.steps=1000000", "base.save_every=5"]
     for first in (0, late):
@@ -949,5 +953,5 @@ def test_a_late_step_is_resumed_at_once(straight, tmp_path):
         took.append(time.monotonic() - began)
         p.kill()
         p.communicate()
-    print(f"{took[1]:.1f} s from the start of the process to its first step; from the beginning {took[0]:.1f} s")
+    record_property("seconds from the start of the process to its first step", f"{took[1]:.1f}, at the beginning of a stage {took[0]:.1f}")
     assert took[1] < max(10, 2 * took[0]) and [r["step"] for r in rows(metrics)][:7] == [0, 1, 2, 3, 4, 5, late]

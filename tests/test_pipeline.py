@@ -3,15 +3,11 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from r1 import config, pipeline
 from r1.types import UserError
@@ -61,10 +57,6 @@ def run(tmp_path_factory):
     return file, folder / "straight"
 
 
-def weights(root: Path) -> dict:
-    return {f"{f.parent.parent.name}/{k}": v for f in sorted(root.glob("*/model/model.safetensors")) for k, v in load_file(f).items()}
-
-
 def script(*args: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120, env=env)
@@ -97,53 +89,6 @@ def test_a_changed_config_is_refused_by_the_names_of_its_keys(run):
     with pytest.raises(UserError, match=r"optim\.lr"):
         pipeline.run(config.load(file, ["zero.optim.lr=2e-3"]))
     pipeline.run(config.load(file, ["zero.save_every=1"]))      # costs nothing of the result: allowed
-
-
-@pytest.mark.parametrize("stage, fails_at", [("base", 5), ("zero", 3), ("dev1", 4)])
-def test_a_stage_that_was_broken_off_continues_to_the_same_bits(run, tmp_path, monkeypatch, stage, fails_at):
-    """Broken off after `fails_at` optimiser steps, between two saved states."""
-    _, straight = run
-    file = tmp_path / "mini.yaml"
-    file.write_text(MINI.format(out=tmp_path / "broken"))
-    from r1 import grpo, supervised
-    count, whole = 0, supervised.optimise
-
-    def breaking(*args, **kw):
-        nonlocal count
-        if stage_now[0] == stage:
-            count += 1
-            if count == fails_at:
-                raise KeyboardInterrupt
-        return whole(*args, **kw)
-
-    stage_now = [""]
-    train = pipeline.train
-    monkeypatch.setattr(pipeline, "train", lambda s, f: (stage_now.__setitem__(0, s.name), train(s, f)))
-    monkeypatch.setattr(supervised, "optimise", breaking)
-    monkeypatch.setattr(grpo, "optimise", breaking)
-    with pytest.raises(KeyboardInterrupt):
-        pipeline.run(config.load(file))
-    pipeline.run(config.load(file))
-    a, b = weights(straight), weights(tmp_path / "broken")
-    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    lines = lambda root: [json.loads(x)["loss"] for x in (root / stage / "metrics.jsonl").read_text().splitlines()]  # noqa: E731
-    assert lines(straight) == lines(tmp_path / "broken")
-
-
-def test_ctrl_c_is_a_sentence_and_the_run_continues(tmp_path):
-    file = tmp_path / "mini.yaml"
-    file.write_text(MINI.format(out=tmp_path / "out").replace("steps: 6", "steps: 2000"))
-    p = subprocess.Popen([sys.executable, "train.py", str(file)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                         env={**os.environ, "OMP_NUM_THREADS": "1"},
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))       # a shell's "&" ignores it
-    metrics = tmp_path / "out/base/metrics.jsonl"
-    deadline = time.time() + 60
-    while time.time() < deadline and not (metrics.is_file() and len(metrics.read_text().splitlines()) > 4):
-        time.sleep(0.05)
-    p.send_signal(signal.SIGINT)
-    _, err = p.communicate(timeout=30)
-    assert p.returncode == 130 and "the same command continues" in err and "Traceback" not in err
-    assert list((tmp_path / "out/base/state").glob("step-*"))
 
 
 BAD = [
