@@ -898,7 +898,8 @@ def test_other_conditions_at_resume_are_noted(straight, tmp_path, capsys, monkey
     with broken_off(grpo, "optimise", 6):
         go_on(straight[0], root, only="zero")
     capsys.readouterr()
-    monkeypatch.setattr(torch, "__version__", "2.99")
+    real = runtime.hardware
+    monkeypatch.setattr(runtime, "hardware", lambda: {**real(), "torch": "2.99"})
     try:
         go_on(straight[0], root, "threads=2", only="zero")
     finally:
