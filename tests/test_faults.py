@@ -936,6 +936,16 @@ def test_no_memory_left_names_what_to_lower(straight, tmp_path, capsys, monkeypa
     assert [r["grad_norm"] for r in ours] == pytest.approx([r["grad_norm"] for r in theirs], rel=1e-3)
 
 
+def test_a_run_needs_no_network(straight, tmp_path):
+    """None at all: not even the loopback is up."""
+    if subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("may not leave the network")
+    out = subprocess.run(["unshare", "-rn", sys.executable, "train.py", straight[0], f"out={tmp_path}/out"], cwd=ROOT, capture_output=True,
+                         text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert out.returncode == 0, out.stderr
+    assert_same(straight, tmp_path / "out")
+
+
 @pytest.mark.slow
 def test_a_late_step_is_resumed_at_once(straight, tmp_path, record_property):
     """What the 900,000 steps before have read is not read again."""
