@@ -7,6 +7,7 @@ import torch
 from conftest import Killed, die_at
 
 from r1.checkpoint import load_optimizer, load_state, optimizer_tensors, save_state
+from r1.config import SFT
 from r1.model import ModelConfig, Transformer
 from r1.runtime import Folder
 from r1.types import UserError
@@ -188,3 +189,15 @@ def test_a_stage_that_was_interrupted_counts_its_time_before(tmp_path):
     started = second.began
     assert second.resume(model, optimizer) == 1
     assert 100 <= started - second.began < 110
+
+
+@pytest.mark.parametrize("every, minutes, kept", [(3, 60, [3, 6]), (1000, 0, [5, 6]), (1000, 60, [])])
+def test_states_are_saved_by_steps_and_by_minutes(tmp_path, every, minutes, kept):
+    """Of seven steps; the last needs no state, because the model is saved then."""
+    model = Transformer(TINY).init_weights(0)
+    folder = Folder(tmp_path, "stage", 0, "cpu", {})
+    folder.resume(model, adam(model)[0])
+    folder.path.mkdir()
+    for step in folder.steps(SFT("stage", "sft", save_every=every, save_minutes=minutes), 0, 7):
+        folder.log(step=step)
+    assert sorted(int(p.name[5:]) for p in (tmp_path / "stage/state").glob("step-*")) == kept
