@@ -7,6 +7,7 @@ B batch, T time (new tokens), S time (cached and new), C width, H heads, K key/v
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -58,20 +59,24 @@ class KVCache:
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write (B, K, T, D) behind what is there, return all keys and values (B, K, S, D)."""
         end = self.length + k.shape[2]
+        if end > self.k.shape[3]:                                 # for all layers at once
+            self.k, self.v = (F.pad(t, (0, 0, 0, max(64, end // 2))) for t in (self.k, self.v))
         self.k[layer, :, :, self.length:end] = k
         self.v[layer, :, :, self.length:end] = v
         return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
 
-    def select(self, rows: Tensor, columns: int | None = None) -> KVCache:
-        """A new cache of the named rows (repeats allowed), with room for `columns` columns."""
-        new = object.__new__(KVCache)
-        new.length, new.start = self.length, self.start[rows]
-        for name in ("k", "v"):
-            old = getattr(self, name)
-            room = columns or old.shape[3]
-            buf = old.new_zeros((old.shape[0], len(rows), old.shape[2], room, old.shape[4]))
-            buf[:, :, :, :self.length] = old[:, rows, :, :self.length]
-            setattr(new, name, buf)
+    @staticmethod
+    def join(cfg: ModelConfig, parts: list[tuple[KVCache, Tensor]]) -> KVCache:
+        """The named rows (repeats allowed) of each cache in one, all ending in the same column; columns of none are left out."""
+        used = [c.length - int(c.start[rows].min()) for c, rows in parts]
+        first, length, at = parts[0][0], max(used), 0
+        new = KVCache(cfg, sum(len(rows) for _, rows in parts), length + 64, first.k.device, first.k.dtype)
+        new.length = length
+        for (c, rows), columns in zip(parts, used, strict=True):
+            to = slice(at, at := at + len(rows))
+            new.k[:, to, :, length - columns:length] = c.k[:, rows, :, c.length - columns:c.length]
+            new.v[:, to, :, length - columns:length] = c.v[:, rows, :, c.length - columns:c.length]
+            new.start[to] = c.start[rows] + length - c.length
         return new
 
 
@@ -103,6 +108,13 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
 
 
+def side_by_side(x: Tensor, beside: tuple | None, *layers: nn.Linear) -> list[Tensor]:
+    """Each layer of x; as one product where their weights have been put beside each other."""
+    if beside is None:
+        return [layer(x) for layer in layers]
+    return F.linear(x, *beside).split([layer.out_features for layer in layers], dim=-1)
+
+
 class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -112,21 +124,24 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(c, k * d, bias=cfg.attention_bias)
         self.v_proj = nn.Linear(c, k * d, bias=cfg.attention_bias)
         self.o_proj = nn.Linear(h * d, c, bias=False)
+        self.beside = None                                  # q, k and v as one matrix, while sampling
         self.q_norm = RMSNorm(d, cfg.rms_norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(d, cfg.rms_norm_eps) if cfg.qk_norm else None
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
                 cache: KVCache | None, layer: int) -> Tensor:
         B, T, _ = x.shape
-        q, k, v = (p(x).view(B, T, -1, self.head_dim) for p in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (y.view(B, T, -1, self.head_dim) for y in side_by_side(x, self.beside, self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))    # (B, H, T, D), (B, K, T, D) twice
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.append(layer, k, v)                # (B, K, S, D)
+        if T == 1:                                          # the H / K queries of a key head as so many positions of one head:
+            q = q.view(B, k.shape[1], -1, self.head_dim)    # torch would repeat keys and values for each of them
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                             enable_gqa=q.shape[1] != k.shape[1])
+                                             enable_gqa=q.shape[1] != k.shape[1]).view(B, -1, T, self.head_dim)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
 
@@ -136,9 +151,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
         self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
         self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
+        self.beside = None                                  # gate and up as one matrix, while sampling
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = side_by_side(x, self.beside, self.gate_proj, self.up_proj)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class Block(nn.Module):
@@ -178,6 +195,22 @@ class Transformer(nn.Module):
             elif name.endswith("bias"):
                 p.zero_()
         return self
+
+    @contextmanager
+    def packed(self):
+        """Weights that read the same input beside each other meanwhile, and cast once: for many forwards without a backward."""
+        groups = [(m, layers) for b in self.layers for m, layers in ((b.self_attn, (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj)),
+                                                                    (b.mlp, (b.mlp.gate_proj, b.mlp.up_proj)))]
+        with torch.autocast(self.rope_freq.device.type, torch.bfloat16, enabled=self.bf16):
+            for module, layers in groups:
+                weight = torch.cat([layer.weight for layer in layers])
+                bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
+                module.beside = (weight.bfloat16() if self.bf16 else weight, bias)
+            try:
+                yield
+            finally:
+                for module, _ in groups:
+                    module.beside = None
 
     def hidden(self, ids: Tensor, cache: KVCache | None) -> Tensor:
         """Final hidden states (B, T, C)."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
@@ -34,22 +35,38 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
+BLOCK = 256      # tokens
+
+
 def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
 
-    All in float64, by inverse CDF: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
-    bad = ~torch.isfinite(logits.amax(dim=-1))
+    By inverse CDF, first of blocks of tokens, then within one: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
+    top = logits.amax(dim=-1, keepdim=True)
+    bad = ~torch.isfinite(top)
     if bad.any():
-        raise UserError(f"row {int(bad.nonzero()[0])}: the model's logits are not finite: training has diverged (try a lower lr), "
+        raise UserError(f"row {int(bad.nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), "
                         f"or its weights are damaged")
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
         return token, torch.zeros_like(token, dtype=torch.float64)
-    logp = torch.log_softmax(truncate(logits.double() / s.temperature, s), dim=-1)   # (N, V)
-    cdf = logp.exp().cumsum(dim=-1)
-    below = torch.nextafter(cdf[:, -1:], torch.zeros_like(cdf[:, -1:]))        # or rounding could pass the last token
-    token = torch.searchsorted(cdf, torch.minimum(u[:, None] * cdf[:, -1:], below), right=True)
-    return token.squeeze(-1), logp.gather(-1, token).squeeze(-1)
+    x = truncate((logits.float() - top).div_(s.temperature), s)                          # (N, V)
+    weight = F.pad(x.exp(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = weight.sum(dim=-1).double()                                                   # (N, V / BLOCK)
+    block, rest = _find(sums, u)
+    inside = weight[torch.arange(len(u), device=u.device), block].double()                    # (N, BLOCK)
+    token = block * BLOCK + _find(inside, rest)[0]
+    return token, x.gather(-1, token[:, None]).squeeze(-1).double() - sums.sum(-1).log()
+
+
+def _find(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+    """Inverse CDF of weights (N, K) at u (N,): the index (N,), and how far u lies within it, from 0 to 1."""
+    cdf = weight.cumsum(dim=-1)
+    total = cdf[:, -1:]
+    at = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))    # rounding must not pass the last
+    index = torch.searchsorted(cdf, at, right=True)
+    own = weight.gather(-1, index)
+    return index.squeeze(-1), ((at - cdf.gather(-1, index) + own) / own).clamp(0, 1).squeeze(-1)
 
 
 def truncate(logits: Tensor, s: Sample) -> Tensor:
@@ -58,10 +75,16 @@ def truncate(logits: Tensor, s: Sample) -> Tensor:
         kth = logits.topk(min(s.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if s.top_p < 1:
-        ordered, order = logits.sort(dim=-1, descending=True)
-        p = ordered.softmax(dim=-1)
-        outside = p.cumsum(dim=-1) - p >= s.top_p                              # the first token always stays
-        logits = logits.masked_fill(outside.scatter(-1, order, outside), -torch.inf)
+        lse, k = logits.logsumexp(dim=-1, keepdim=True), 256                   # so many are sorted first: seldom are more needed
+        while True:
+            ordered, order = logits.topk(min(k, logits.shape[-1]), dim=-1)
+            p = (ordered - lse).exp()
+            mass = p.cumsum(dim=-1)
+            if k >= logits.shape[-1] or bool((mass[:, -1] >= s.top_p).all()):
+                break
+            k *= 8
+        inside = mass - p < s.top_p                                            # the first token always stays
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(~inside, -torch.inf))
     return logits
 
 
@@ -85,52 +108,54 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
     limits = [min(limit, context - len(p)) for limit, p in zip(limits, prompts, strict=True)]
     was_training = model.training
     model.eval()
-    per = max(1, s.max_rows // n)
-    out: list[list[Rollout]] = []
     try:
-        for i in range(0, len(prompts), per):
-            chunk = slice(i, i + per)
-            out += _generate_chunk(model, prompts[chunk], n, s, seed, frozenset(eos), limits[chunk], stop,
-                                   on_token and (lambda q, g, t, i=i: on_token(i + q, g, t)), on_rows)
+        with model.packed():
+            return _decode(model, prompts, n, s, seed, frozenset(eos), limits, stop, on_token, on_rows)
     finally:
         model.train(was_training)
-    return out
 
 
-def _prefill(model: Transformer, prompts: list[list[int]], n: int, room: int) -> tuple[KVCache, Tensor]:
-    """Read each prompt once, padded on the left; return the cache and last logits, repeated for n samples each."""
-    device = next(model.parameters()).device
-    longest = max(map(len, prompts))
+def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
+    """Read each prompt once, padded on the left; the cache and the last logits (Q, V)."""
+    device, longest = next(model.parameters()).device, max(map(len, prompts))
     cache = KVCache(model.cfg, len(prompts), longest, device, torch.bfloat16 if model.bf16 else model.embed_tokens.weight.dtype)
     cache.start = torch.tensor([longest - len(p) for p in prompts], device=device)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)   # (Q, T)
     at = torch.arange(longest, device=device).expand_as(ids) == longest - 1
-    last = model(ids, cache, at)                                                         # (Q, V)
-    rows = torch.arange(len(prompts), device=device).repeat_interleave(n)                # (Q * n,)
-    return cache.select(rows, longest + room), last[rows]
+    return cache, model(ids, cache, at)
 
 
-def _generate_chunk(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
+def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
+    """The rows that are kept and, behind them, those that enter: of prompt r // n each, and every prompt read once."""
+    parts, device = [], next(model.parameters()).device
+    if keep.any():
+        parts.append((cache, torch.from_numpy(np.flatnonzero(keep)).to(device), logits))
+    if enter:
+        needed = sorted({r // n for r in enter})
+        read, last = _prefill(model, [prompts[q] for q in needed])
+        parts.append((read, torch.tensor(np.searchsorted(needed, [r // n for r in enter]), device=device), last))
+    return KVCache.join(model.cfg, [(c, rows) for c, rows, _ in parts]), torch.cat([each[rows] for _, rows, each in parts])
+
+
+def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
     N, device = len(prompts) * n, next(model.parameters()).device
     ids: list[list[int]] = [[] for _ in range(N)]
     logps: list[list[float]] = [[] for _ in range(N)]
     finish = ["length"] * N
-    limit = np.repeat(np.array(limits), n)
+    limit = np.repeat(np.array(limits, dtype=int), n)
     seeds = np.array([row_seed(seed, p, g) for p in prompts for g in range(n)], dtype=np.uint64)
-    live = np.arange(N)                                   # the rows still being decoded, in cache order
-    keep = limit > 0
-    cache, logits = _prefill(model, prompts, n, int(limit.max()))
-    for t in range(int(limit.max())):
-        if not keep.all():                                # finished rows leave: a quarter of them, or a full one
-            if not keep.any():
-                break
-            full = cache.length - int(cache.start.min()) >= model.cfg.max_position_embeddings
-            if t == 0 or full or keep.sum() <= 0.75 * len(keep):
-                rows = torch.from_numpy(np.flatnonzero(keep)).to(device)
-                cache, logits = cache.select(rows), logits[rows]
-                live, keep = live[keep], keep[keep]
-        u = torch.from_numpy(uniform(seeds[live], np.full(len(live), t))).to(device)
-        token, logp = draw(logits, u, s)
+    waiting = [r for r in range(N) if limit[r] > 0][::-1]
+    live, keep = np.empty(0, dtype=int), np.empty(0, dtype=bool)      # the rows being decoded, in cache order; not finished yet
+    cache = logits = None
+    while waiting or keep.any():
+        full = cache is not None and cache.length - int(cache.start.min()) >= model.cfg.max_position_embeddings
+        if keep.sum() <= 0.75 * len(keep) or full and not keep.all():  # a quarter has finished: they leave, others take their places
+            enter = [waiting.pop() for _ in range(min(len(waiting), s.max_rows - int(keep.sum())))]
+            cache, logits = _refill(model, cache, logits, keep, prompts, enter, n)
+            live = np.concatenate([live[keep], np.array(enter, dtype=int)])
+            keep = np.ones(len(live), dtype=bool)
+        at = np.array([len(ids[r]) for r in live])
+        token, logp = draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device), s)
         for j, (row, id, lp) in enumerate(zip(live, token.tolist(), logp.tolist(), strict=True)):
             if not keep[j]:
                 continue
@@ -147,6 +172,6 @@ def _generate_chunk(model, prompts, n, s, seed, eos, limits, stop, on_token, on_
             if not keep[j] and on_rows:
                 on_rows(1)
         if keep.any():
-            logits = model(token[:, None], cache)[:, -1]  # (N, V)
+            logits = model(token[:, None], cache)[:, -1]              # (N, V)
     rollouts = [Rollout(prompts[r // n], ids[r], logps[r], finish[r]) for r in range(N)]
     return [rollouts[q * n:(q + 1) * n] for q in range(len(prompts))]

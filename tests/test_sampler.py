@@ -39,12 +39,31 @@ def test_reading_through_the_cache_is_the_full_forward(make_model, options, dtyp
     x = torch.tensor([[RNG.randrange(300) for _ in range(20)] for _ in range(3)])
     whole = model(x)
     for chunks in ([1] * 20, [5, 1, 9, 2, 3]):
-        cache, parts, rows = KVCache(model.cfg, 3, 16, dtype=dtype), [], torch.arange(3)
+        cache, parts = KVCache(model.cfg, 3, 16, dtype=dtype), []
         for part in x.split(chunks, dim=1):
-            if cache.length + part.shape[1] > cache.k.shape[3]:
-                cache = cache.select(rows, 40)
             parts.append(model(part, cache))
+        assert cache.length == 20 and cache.k.shape[3] > 16
         assert (torch.cat(parts, 1) - whole).abs().max() < near * whole.abs().max()
+
+
+@torch.no_grad()
+def test_rows_of_two_caches_go_on_in_one(make_model):
+    """Of different lengths, out of order and one of them twice: what each reads next is what it reads alone."""
+    model = make_model(torch.float64)
+    read, rows = [[list(range(3, 12)), list(range(40, 45))], [[7, 8, 9]]], [torch.tensor([1, 0, 1]), torch.tensor([0])]
+    caches = []
+    for prompts in read:
+        caches.append(KVCache(model.cfg, len(prompts), 9, dtype=torch.float64))
+        longest = max(map(len, prompts))
+        caches[-1].start = torch.tensor([longest - len(p) for p in prompts])
+        model(torch.tensor([[0] * (longest - len(p)) + p for p in prompts]), caches[-1])
+    for chosen in ([0, 1], [1, 0], [1]):
+        one = KVCache.join(model.cfg, [(caches[i], rows[i]) for i in chosen])
+        texts = [read[i][r] for i in chosen for r in rows[i].tolist()]
+        assert one.length == max(map(len, texts)) and one.start.tolist() == [one.length - len(t) for t in texts]
+        got = model(torch.full((len(texts), 1), 200), one)[:, -1]
+        for row, text in zip(got, texts, strict=True):
+            assert (row - model(torch.tensor([text + [200]]))[0, -1]).abs().max() < 1e-12
 
 
 @torch.no_grad()
@@ -73,8 +92,8 @@ def model(make_model):
                                                       (1.0, torch.float64, 1e-12), (1.0, torch.float32, 1e-5)])
 def test_a_ragged_batch_samples_what_each_prompt_samples_alone(make_model, temperature, dtype, near):
     model, s = make_model(dtype), Sample(max_new_tokens=24, temperature=temperature)
-    together = go(model, s=s)
-    alone = [go(model, [p], s=s)[0] for p in PROMPTS]
+    together = go(model, s=s, seed=6)                  # with 5, one draw lies 3e-8 from the border of two tokens
+    alone = [go(model, [p], s=s, seed=6)[0] for p in PROMPTS]
     assert ids(together) == ids(alone)
     for a, b in zip(sum(together, []), sum(alone, []), strict=True):
         assert np.allclose(a.logp, b.logp, rtol=0, atol=near)
