@@ -178,8 +178,7 @@ def test_loss_and_gradient_are_those_of_one_rank(one, many, case, record_propert
         a, b = one.of(f"grad/{case}/{i}"), many.of(f"grad/{case}/{i}")
         assert max(g.abs().max() for g in a.values()) > 5e-3
         record_property(f"largest difference of a gradient on {many.count} ranks", f"{apart(a, b):.1e}")
-        largest = max(g.abs().max().item() for g in a.values())        # 2 in "inner", whose later gradients are at moved weights
-        assert apart(a, b) <= (1e-6 if many.count == 2 else 2e-6) * max(1.0, largest)
+        assert apart(a, b) <= (1e-6 if many.count == 2 and i == 0 else 2e-6)     # later ones are at weights that moved by rounding too
     assert not one.of(f"grad/{case}/{steps}") and not many.of(f"grad/{case}/{steps}")
     a, b = one.words[f"update/{case}"], many.words[f"update/{case}"]
     assert a.keys() == b.keys() and b["loss"] == pytest.approx(a["loss"], abs=1e-6)
