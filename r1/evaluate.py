@@ -12,6 +12,7 @@ from collections import defaultdict
 from r1 import checkpoint, ranks
 from r1.accuracy import find_answer
 from r1.config import Evaluate, to_dict
+from r1.files import jsonl
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.rollout import Scored, judged, roll_out
@@ -36,7 +37,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     found = {domain: folder.remember(f"eval-{domain}", lambda d=domain, m=mix: measure(d, m), setting) for domain, mix in cfg.domains.items()}
     result = {"k": cfg.k, "hardware": hardware(), "seed": folder.seed, "settings": setting,
               **{domain: each["figures"] for domain, each in found.items()}, "seconds": round(sum(each["seconds"] for each in found.values()), 1)}
-    folder.write("eval_samples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for each in found.values() for r in each["rows"]))
+    folder.write("eval_samples.jsonl", jsonl(r for each in found.values() for r in each["rows"]))
     folder.write("eval.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
 

@@ -68,8 +68,12 @@ def append_text(path: Path, text: str) -> None:
         f.write(text)
 
 
+def jsonl(rows: Iterable[dict]) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
 def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_text(path, jsonl(rows))
 
 
 # ---- folders, whole or not at all --------------------------------------------------------------

@@ -5,12 +5,10 @@ reasoning part of the set on which the base is fine-tuned to dev3 (2.3.3), mixed
 """
 from __future__ import annotations
 
-import json
-
 from r1 import checkpoint, ranks, world
 from r1.accuracy import find_answer
 from r1.config import Reject
-from r1.files import digests
+from r1.files import digests, jsonl
 from r1.hf_config import eos_ids
 from r1.rewards import is_readable
 from r1.rollout import Scored, judged, roll_out
@@ -50,7 +48,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     rows = [r for p in pieces for r in p["rows"]] + others
     if not rows:
         raise UserError(f"{cfg.name}: none of {counts['sampled']} completions was right and readable; train {cfg.init!r} longer")
-    folder.write("examples.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows))
+    folder.write("examples.jsonl", jsonl(rows))
     folder.start_logs(0)
     folder.log(step=0, **counts, others=len(others))
     folder.log_samples([{"step": 0, **s} for p in pieces for s in p["samples"]][:20])

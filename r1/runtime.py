@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from r1 import checkpoint, ranks, stop
 from r1.config import Stage
-from r1.files import append_text, digest, digests, load_json, sync, write_text, writing
+from r1.files import append_text, digest, digests, jsonl, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
 from r1.optim import Pair
 from r1.types import UserError
@@ -96,7 +96,7 @@ class Folder:
         self._append("samples.jsonl", rows)
 
     def _append(self, name: str, rows: list[dict]) -> None:
-        ranks.lead(lambda: append_text(self.path / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)))
+        ranks.lead(lambda: append_text(self.path / name, jsonl(rows)))
 
     def steps(self, cfg: Stage, done: int, total: int) -> Iterator[int]:
         """The steps from `done` on. After each, the state is saved if it is time, or if a signal asks to stop."""

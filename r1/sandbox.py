@@ -248,5 +248,5 @@ def require() -> None:
                         "5.13 or later, or accept it by `sandbox: unprotected` in the config (sample.py: --sandbox unprotected)")
     if not _SAID.is_set():
         _SAID.set()
-        if os.environ.get("RANK", "0") == "0":
+        if stop.first():
             stop.say(f"sandbox: {found}" + ("" if found.kernel else " ONLY: programs may read and write files"), sys.stderr)

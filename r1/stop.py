@@ -18,23 +18,27 @@ class Stopped(BaseException):
     """A signal asked to stop, and everything is saved that should be."""
 
 
+def first() -> bool:
+    """Whether this is the one of torchrun's processes that speaks where all would say the same."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def ends(work: Callable[[], None]) -> int:
     """Run `work` to the script's exit status: 0, 2 for a mistake or a full disk, 130 and 143 for SIGINT and SIGTERM."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:             # a shell's "&" and nohup mean it
             signal.signal(number, _asked)
-    first = os.environ.get("RANK", "0") == "0"
     sys.stdout, sys.stderr = (s or open(os.devnull, "w") for s in (sys.stdout, sys.stderr))     # closed: a progress bar would end on it
     try:
         work()
     except UserError as e:
-        if not first:                                              # rank 0 says the same, and torchrun then ends the others
+        if not first():                                            # rank 0 says the same, and torchrun then ends the others
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             time.sleep(10)
         say(f"error: {e}", sys.stderr)
         return 2
     except Stopped:
-        if first:
+        if first():
             command = "" if "RANK" in os.environ else f": python {shlex.join(sys.argv)}"
             say(f"\nstopped; the same command continues{command}", sys.stderr)
         return 128 + wanted
@@ -48,7 +52,7 @@ def _asked(number: int, frame) -> None:
     wanted = number
     if not patient:
         raise Stopped
-    if os.environ.get("RANK", "0") == "0":
+    if first():
         say("\nstopping after this step; once more leaves at once", sys.stderr)
 
 
