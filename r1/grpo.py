@@ -24,7 +24,7 @@ import torch
 
 from r1 import checkpoint, ranks
 from r1.config import GRPO
-from r1.losses import advantages, entropies, grpo_loss, token_weight
+from r1.losses import advantages, grpo_loss, token_weight
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
@@ -112,14 +112,14 @@ def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.o
     on_policy = cfg.minibatches * cfg.inner_epochs == 1
 
     def loss_fn(b: Batch):
-        logp, logits = supervised_logprobs(policy, b, cfg.sample.temperature)
+        logp, entropy = supervised_logprobs(policy, b, cfg.sample.temperature, entropy=True)
         if reference:
             with torch.no_grad():
                 b.ref_logp, _ = supervised_logprobs(reference, b, cfg.sample.temperature)
         loss, sums = grpo_loss(logp, None if on_policy else b.old_logp, b.adv, b.mask, b.w, cfg.clip_low,
                                cfg.clip_high, b.ref_logp, cfg.kl_coef)
         gap = ((logp.detach() - b.old_logp).abs() * b.mask).sum()
-        return loss, {**sums, "entropy": entropies(logits, cfg.sample.temperature).sum(), "gap": gap, "trained_tokens": b.mask.sum()}
+        return loss, {**sums, "entropy": entropy.sum(), "gap": gap, "trained_tokens": b.mask.sum()}
 
     steps = []
     for epoch in range(cfg.inner_epochs):

@@ -7,12 +7,19 @@ B batch, T time (new tokens), S time (cached and new), C width, H heads, K key/v
 from __future__ import annotations
 
 import math
+import platform
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from r1.context import Causal
+
+LOGITS = 2 ** 25      # so many at once
 
 
 @dataclass(frozen=True)
@@ -42,44 +49,6 @@ class ModelConfig:
             raise ValueError(f"head_dim ({self.head_dim}) must be even: RoPE turns pairs of channels")
 
 
-class KVCache:
-    """Keys and values of everything read so far; made by the sampler, advanced once by `forward`.
-
-    Rows are padded on the left, so that all of them write the same column. `start[b]` is the first
-    real column of row b; a token's position is its column minus `start`.
-    """
-
-    def __init__(self, cfg: ModelConfig, batch: int, columns: int, device=None, dtype=torch.float32):
-        shape = (cfg.num_hidden_layers, batch, cfg.num_key_value_heads, columns, cfg.head_dim)
-        self.k = torch.zeros(shape, device=device, dtype=dtype)   # zeros: a masked NaN would still poison
-        self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.start = torch.zeros(batch, dtype=torch.long, device=device)
-        self.length = 0                                           # columns written
-
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, K, T, D) behind what is there, return all keys and values (B, K, S, D)."""
-        end = self.length + k.shape[2]
-        if end > self.k.shape[3]:                                 # for all layers at once
-            self.k, self.v = (F.pad(t, (0, 0, 0, max(64, end // 2))) for t in (self.k, self.v))
-        self.k[layer, :, :, self.length:end] = k
-        self.v[layer, :, :, self.length:end] = v
-        return self.k[layer, :, :, :end], self.v[layer, :, :, :end]
-
-    @staticmethod
-    def join(cfg: ModelConfig, parts: list[tuple[KVCache, Tensor]]) -> KVCache:
-        """The named rows (repeats allowed) of each cache in one, all ending in the same column; columns of none are left out."""
-        used = [c.length - int(c.start[rows].min()) for c, rows in parts]
-        first, length, at = parts[0][0], max(used), 0
-        new = KVCache(cfg, sum(len(rows) for _, rows in parts), length + 64, first.k.device, first.k.dtype)
-        new.length = length
-        for (c, rows), columns in zip(parts, used, strict=True):
-            to = slice(at, at := at + len(rows))
-            new.k[:, to, :, length - columns:length] = c.k[:, rows, :, c.length - columns:c.length]
-            new.v[:, to, :, length - columns:length] = c.v[:, rows, :, c.length - columns:c.length]
-            new.start[to] = c.start[rows] + length - c.length
-        return new
-
-
 class RMSNorm(nn.Module):
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -87,7 +56,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight.to(x.dtype)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), self.eps).to(x.dtype)
 
 
 def rope_frequencies(cfg: ModelConfig) -> Tensor:
@@ -103,46 +73,54 @@ def rope_frequencies(cfg: ModelConfig) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i against channel i + D/2 (the half-split order of Llama checkpoints). x (B, H, T, D)."""
-    a, b = x.float().chunk(2, dim=-1)                       # (B, H, T, D/2) each
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).to(x.dtype)
+    """Turn channel i against channel i + D/2 (the half-split order of Llama checkpoints). x (B, T, heads, D); cos and sin
+    (B, T, 1, D), sin negative in the first half."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def side_by_side(x: Tensor, beside: tuple | None, *layers: nn.Linear) -> list[Tensor]:
-    """Each layer of x; as one product where their weights have been put beside each other."""
-    if beside is None:
-        return [layer(x) for layer in layers]
-    return F.linear(x, *beside).split([layer.out_features for layer in layers], dim=-1)
+def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
+    """All layers of x, their outputs beside each other, as one product; by what `lay_out` has made of them where there is that."""
+    if ready is not None:
+        return ready(x)
+    if len(layers) == 1:
+        return layers[0](x)
+    bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
+    return F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
+
+
+def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
+    """`linear` of these layers for many forwards without a backward: weights cast once, and on x86 CPUs in the blocked order
+    that oneDNN computes in, which it would otherwise make anew in every call."""
+    weight = torch.cat([layer.weight.to(dtype) for layer in layers])
+    bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
+    if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
+            dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        weight = torch.ops.mkldnn._reorder_linear_weight(weight)
+        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
+    return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
 class Attention(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
         c, h, k, d = cfg.hidden_size, cfg.num_attention_heads, cfg.num_key_value_heads, cfg.head_dim
-        self.head_dim = d
+        self.sizes = (h, k, d)
         self.q_proj = nn.Linear(c, h * d, bias=cfg.attention_bias)
         self.k_proj = nn.Linear(c, k * d, bias=cfg.attention_bias)
         self.v_proj = nn.Linear(c, k * d, bias=cfg.attention_bias)
         self.o_proj = nn.Linear(h * d, c, bias=False)
-        self.beside = None                                  # q, k and v as one matrix, while sampling
+        self.qkv = self.out = None                          # laid out, while sampling
         self.q_norm = RMSNorm(d, cfg.rms_norm_eps) if cfg.qk_norm else None
         self.k_norm = RMSNorm(d, cfg.rms_norm_eps) if cfg.qk_norm else None
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None,
-                cache: KVCache | None, layer: int) -> Tensor:
-        B, T, _ = x.shape
-        q, k, v = (y.view(B, T, -1, self.head_dim) for y in side_by_side(x, self.beside, self.q_proj, self.k_proj, self.v_proj))
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Causal, layer: int) -> Tensor:
+        H, K, D = self.sizes
+        heads = context.spread(linear(x, self.qkv, self.q_proj, self.k_proj, self.v_proj)).unflatten(-1, (H + 2 * K, D))
+        qk, v = heads.split((H + K, K), dim=2)                                          # (B, T, H + K, D), (B, T, K, D)
         if self.q_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))    # (B, H, T, D), (B, K, T, D) twice
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if cache is not None:
-            k, v = cache.append(layer, k, v)                # (B, K, S, D)
-        if T == 1:                                          # the H / K queries of a key head as so many positions of one head:
-            q = q.view(B, k.shape[1], -1, self.head_dim)    # torch would repeat keys and values for each of them
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None,
-                                             enable_gqa=q.shape[1] != k.shape[1]).view(B, -1, T, self.head_dim)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
+            qk = torch.cat((self.q_norm(qk[:, :, :H]), self.k_norm(qk[:, :, H:])), dim=2)
+        q, k = apply_rope(qk, *rope).split((H, K), dim=2)
+        return linear(context.collect(context.attend(layer, q, k, v).flatten(2)), self.out, self.o_proj)
 
 
 class MLP(nn.Module):
@@ -151,11 +129,11 @@ class MLP(nn.Module):
         self.gate_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
         self.up_proj = nn.Linear(cfg.hidden_size, cfg.intermediate_size, bias=False)
         self.down_proj = nn.Linear(cfg.intermediate_size, cfg.hidden_size, bias=False)
-        self.beside = None                                  # gate and up as one matrix, while sampling
+        self.gate_up = self.down = None                     # laid out, while sampling
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = side_by_side(x, self.beside, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        gate, up = linear(x, self.gate_up, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+        return linear(F.silu(gate) * up, self.down, self.down_proj)
 
 
 class Block(nn.Module):
@@ -166,8 +144,8 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.mlp = MLP(cfg)
 
-    def forward(self, x, rope, mask, cache, layer):
-        x = x + self.self_attn(self.input_layernorm(x), rope, mask, cache, layer)
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], context: Causal, layer: int) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, context, layer)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
@@ -176,12 +154,14 @@ class Transformer(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.bf16 = False                                                               # matrix products in bfloat16
+        self.recompute = False                                                          # activations again in the backward
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
         self.lm_head = nn.Linear(cfg.hidden_size, cfg.vocab_size, bias=False)
         if cfg.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        self.head = None                                                                # laid out, while sampling
         self.register_buffer("rope_freq", rope_frequencies(cfg), persistent=False)
 
     @torch.no_grad()
@@ -197,48 +177,51 @@ class Transformer(nn.Module):
         return self
 
     @contextmanager
-    def packed(self):
-        """Weights that read the same input beside each other meanwhile, and cast once: for many forwards without a backward."""
-        groups = [(m, layers) for b in self.layers for m, layers in ((b.self_attn, (b.self_attn.q_proj, b.self_attn.k_proj, b.self_attn.v_proj)),
-                                                                    (b.mlp, (b.mlp.gate_proj, b.mlp.up_proj)))]
-        with torch.autocast(self.rope_freq.device.type, torch.bfloat16, enabled=self.bf16):
-            for module, layers in groups:
-                weight = torch.cat([layer.weight for layer in layers])
-                bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
-                module.beside = (weight.bfloat16() if self.bf16 else weight, bias)
-            try:
-                yield
-            finally:
-                for module, _ in groups:
-                    module.beside = None
+    def laid_out(self):
+        """Meanwhile for many forwards without a backward: see `lay_out`."""
+        dtype = torch.bfloat16 if self.bf16 else self.embed_tokens.weight.dtype
+        places = [(self, "head", (self.lm_head,))]
+        for a, m in ((b.self_attn, b.mlp) for b in self.layers):
+            places += [(a, "qkv", (a.q_proj, a.k_proj, a.v_proj)), (a, "out", (a.o_proj,)),
+                       (m, "gate_up", (m.gate_proj, m.up_proj)), (m, "down", (m.down_proj,))]
+        try:
+            for module, name, layers in places:
+                setattr(module, name, lay_out(layers, dtype))
+            yield
+        finally:
+            for module, name, _ in places:
+                setattr(module, name, None)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None) -> Tensor:
+    def hidden(self, ids: Tensor, context: Causal) -> Tensor:
         """Final hidden states (B, T, C)."""
         T = ids.shape[1]
-        past = cache.length if cache is not None else 0
-        last = past + T - (int(cache.start.min()) if cache is not None else 0)         # positions of the longest row
-        if last > self.cfg.max_position_embeddings:
+        if (last := context.reach(T)) > self.cfg.max_position_embeddings:
             raise ValueError(f"{last} positions, but the model was made for {self.cfg.max_position_embeddings}")
-        column = torch.arange(past, past + T, device=ids.device)                        # (T,)
-        pos, mask = column[None], None                                                  # (1, T)
-        if cache is not None:
-            pos = (column - cache.start[:, None]).clamp(min=0)                          # (B, T)
-            key = torch.arange(past + T, device=ids.device)                             # (S,)
-            seen = (key <= column[:, None]) & (key >= cache.start[:, None, None])       # (B, T, S)
-            mask = (seen | (key == column[:, None]))[:, None]    # padding sees itself: no empty softmax row
-        angle = pos[..., None].float() * self.rope_freq                                 # (B or 1, T, D/2)
-        rope = (angle.cos()[:, None], angle.sin()[:, None])
+        angle = context.positions(T, ids.device)[..., None, None].float() * self.rope_freq      # (B or 1, T, 1, D/2)
+        cos, sin = angle.cos(), angle.sin()
+        rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            x = block(x, rope, mask, cache, i)
-        if cache is not None:
-            cache.length += T
+            x = checkpoint(block, x, rope, context, i, use_reentrant=False) if self.recompute and self.training else block(x, rope, context, i)
+        context.advance(T)
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, at: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V) of the token after each of `ids` (B, T), which continue what the cache holds.
+    def forward(self, ids: Tensor, context: Causal | None = None, at: Tensor | None = None,
+                read: Callable[[Tensor, slice], tuple[Tensor, ...]] | None = None) -> Tensor | tuple[Tensor, ...]:
+        """Logits (B, T, V) of the token after each of `ids` (B, T), which stand as `context` says.
 
-        With a mask `at` (B, T) those of its N positions alone, (N, V): the vocabulary is wide and most of it is not needed."""
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
-            x = self.hidden(ids, cache)
-            return self.lm_head(x if at is None else x[at])
+        With `at`, a mask (B, T) or indices, those of N positions alone, (N, V). With `read` too, what it makes of logits (n, V) and
+        the part of N that they are: in pieces, which are computed again in the backward, so that (N, V) never exists."""
+        context = context or Causal()
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.head is None):   # laid out: cast already
+            x = self.hidden(ids, context)
+            if at is not None:
+                x = x.flatten(0, 1)[at.flatten()]                                       # (N, C)
+            if read is None:
+                return linear(x, self.head, self.lm_head)
+            n = max(1, LOGITS // self.cfg.vocab_size)
+            if len(x) <= n:
+                return read(linear(x, self.head, self.lm_head), slice(None))
+            piece = lambda x, i: read(linear(x, self.head, self.lm_head), slice(i, i + n))  # noqa: E731
+            parts = [checkpoint(piece, part, i * n, use_reentrant=False) for i, part in enumerate(x.split(n))]
+            return tuple(torch.cat(each) for each in zip(*parts, strict=True))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from r1 import ranks
 from r1.data import collate
-from r1.losses import token_logprobs
+from r1.losses import entropies, token_logprobs
 from r1.types import Batch, Example
 
 
@@ -62,13 +62,21 @@ class Pair:
             o.step()
 
 
-def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, T) of the targets, 0 where not supervised, and the logits (N, V) they come from.
+def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities (B, T) of the targets, 0 where not supervised; and where asked for the entropy (N,) of each distribution.
 
-    The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists."""
-    logits = model(batch.inputs, at=batch.mask)                                          # (N, V)
-    logp = token_logprobs(logits, batch.targets[batch.mask], temperature)                # (N,)
-    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), logits.detach()
+    The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists, and (N, V) in pieces."""
+    ids, at, context = batch.inputs, batch.mask, batch.ragged
+    if context is not None:
+        ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
+    targets = batch.targets[batch.mask]                                                  # (N,)
+
+    def read(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
+        logp = token_logprobs(logits, targets[part], temperature)
+        return (logp, entropies(logits.detach(), temperature)) if entropy else (logp,)
+
+    logp, *rest = model(ids, context, at, read)
+    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), rest[0] if rest else None
 
 
 def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Pair, examples: list[Example],

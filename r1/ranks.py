@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from r1.data import micro_batches
+from r1.data import families, micro_batches
 from r1.types import Example, UserError
 
 _store: dist.Store | None = None     # torchrun's own: it answers also when a rank has gone
@@ -174,9 +174,11 @@ def deal(examples: list[Example], micro_tokens: int) -> list[list[Example]]:
     nothing is trained. FSDP averages gradients over the ranks, so token weights are multiplied by their number."""
     if world() == 1 or not examples:
         return micro_batches(examples, micro_tokens)
-    ordered = sorted(examples, key=lambda e: len(e.ids))
-    hands = [micro_batches(ordered[r::world()], micro_tokens) for r in range(world())]
-    idle = [Example(ordered[0].ids[:2], [0, 0])]
+    dealt = families(examples)                                # a prompt's examples to one rank, which reads the prompt once,
+    if len(dealt) < 4 * world():                              # unless that would leave others idle
+        dealt = [[e] for e in sorted(examples, key=lambda e: len(e.ids))]
+    hands = [micro_batches([e for family in dealt[r::world()] for e in family], micro_tokens) for r in range(world())]
+    idle = [Example(dealt[0][0].ids[:2], [0, 0])]
     mine = [[replace(e, w=e.w * world()) for e in group] for group in hands[rank()]]
     return mine + [idle] * (max(map(len, hands)) - len(mine))
 

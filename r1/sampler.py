@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.model import KVCache, Transformer
+from r1.context import CHUNK, KVCache
+from r1.model import Transformer
 from r1.types import Rollout, UserError
 
 
@@ -42,21 +43,24 @@ def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
 
     By inverse CDF, first of blocks of tokens, then within one: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
-    top = logits.amax(dim=-1, keepdim=True)
-    bad = ~torch.isfinite(top)
-    if bad.any():
-        raise UserError(f"row {int(bad.nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), "
-                        f"or its weights are damaged")
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
+        weight = logits.gather(-1, token[:, None])                                      # (N, 1): nan or inf if any of the row is
+    else:
+        x = logits if s.temperature == 1 else logits.float() / s.temperature
+        weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)             # (N, V)
+    if not torch.isfinite(total := weight.sum(dim=-1)).all():
+        raise UserError(f"row {int((~torch.isfinite(total)).nonzero()[0, 0])}: the model's logits are not finite: training has diverged "
+                        f"(try a lower lr), or its weights are damaged")
+    if s.temperature == 0:
         return token, torch.zeros_like(token, dtype=torch.float64)
-    x = truncate((logits.float() - top).div_(s.temperature), s)                          # (N, V)
-    weight = F.pad(x.exp(), (0, -x.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
-    sums = weight.sum(dim=-1).double()                                                   # (N, V / BLOCK)
+    weight = F.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    sums = weight.sum(dim=-1).double()                                                  # (N, V / BLOCK)
     block, rest = _find(sums, u)
-    inside = weight[torch.arange(len(u), device=u.device), block].double()                    # (N, BLOCK)
-    token = block * BLOCK + _find(inside, rest)[0]
-    return token, x.gather(-1, token[:, None]).squeeze(-1).double() - sums.sum(-1).log()
+    row = torch.arange(len(u), device=u.device)
+    inside = weight[row, block].double()                                                # (N, BLOCK)
+    index = _find(inside, rest)[0]
+    return block * BLOCK + index, inside[row, index].log() - sums.sum(-1).log()
 
 
 def _find(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +113,7 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
     was_training = model.training
     model.eval()
     try:
-        with model.packed():
+        with model.laid_out():
             return _decode(model, prompts, n, s, seed, frozenset(eos), limits, stop, on_token, on_rows)
     finally:
         model.train(was_training)
@@ -118,8 +122,9 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
 def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:
     """Read each prompt once, padded on the left; the cache and the last logits (Q, V)."""
     device, longest = next(model.parameters()).device, max(map(len, prompts))
-    cache = KVCache(model.cfg, len(prompts), longest, device, torch.bfloat16 if model.bf16 else model.embed_tokens.weight.dtype)
-    cache.start = torch.tensor([longest - len(p) for p in prompts], device=device)
+    start = torch.tensor([longest - len(p) for p in prompts])
+    dtype = torch.bfloat16 if model.bf16 else model.embed_tokens.weight.dtype
+    cache = KVCache(model.cfg, len(prompts), longest, device, dtype, start)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)   # (Q, T)
     at = torch.arange(longest, device=device).expand_as(ids) == longest - 1
     return cache, model(ids, cache, at)
@@ -127,14 +132,20 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
 
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
     """The rows that are kept and, behind them, those that enter: of prompt r // n each, and every prompt read once."""
-    parts, device = [], next(model.parameters()).device
+    device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
+    at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
+    own, read, of, last = [], [], [], []
     if keep.any():
-        parts.append((cache, torch.from_numpy(np.flatnonzero(keep)).to(device), logits))
+        rows = at(np.flatnonzero(keep))
+        used, old = cache.of[rows].unique(return_inverse=True)
+        own, read, of, last = [(cache, rows)], [(cache.prompts, used)], [old], [logits[rows]]
     if enter:
-        needed = sorted({r // n for r in enter})
-        read, last = _prefill(model, [prompts[q] for q in needed])
-        parts.append((read, torch.tensor(np.searchsorted(needed, [r // n for r in enter]), device=device), last))
-    return KVCache.join(model.cfg, [(c, rows) for c, rows, _ in parts]), torch.cat([each[rows] for _, rows, each in parts])
+        fresh, first = _prefill(model, [prompts[q] for q in asked])
+        new = at(np.searchsorted(asked, [r // n for r in enter]))
+        of, last = of + [new + sum(len(u) for _, u in read)], last + [first[new]]
+        read = read + [(fresh, at(np.arange(len(asked))))]
+        own = own or [(fresh, at(np.arange(0)))]
+    return KVCache.join(model.cfg, own, len(enter), CHUNK).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
@@ -148,7 +159,7 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
     live, keep = np.empty(0, dtype=int), np.empty(0, dtype=bool)      # the rows being decoded, in cache order; not finished yet
     cache = logits = None
     while waiting or keep.any():
-        full = cache is not None and cache.length - int(cache.start.min()) >= model.cfg.max_position_embeddings
+        full = cache is not None and cache.reach(0) >= model.cfg.max_position_embeddings
         if keep.sum() <= 0.75 * len(keep) or full and not keep.all():  # a quarter has finished: they leave, others take their places
             enter = [waiting.pop() for _ in range(min(len(waiting), s.max_rows - int(keep.sum())))]
             cache, logits = _refill(model, cache, logits, keep, prompts, enter, n)

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # the rules read these records and must not load torch
     from torch import Tensor
 
+    from r1.context import Ragged
+
 
 class UserError(Exception):
     """Something the user can put right. The scripts print it as one sentence on stderr and exit with 2."""
@@ -70,3 +72,4 @@ class Batch:
     adv: Tensor                  # (B, T) float32
     old_logp: Tensor             # (B, T) float32: 0 outside of RL
     ref_logp: Tensor | None = None    # (B, T) float32
+    ragged: Ragged | None = None      # how to run the model without padding, and with shared prompts once

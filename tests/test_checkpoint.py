@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from r1.checkpoint import load_model, save_model
 from r1.hf_config import eos_ids, load_config
-from r1.model import KVCache, ModelConfig, Transformer
+from r1.context import KVCache
+from r1.model import ModelConfig, Transformer
 from r1.types import UserError
 
 TINY = ModelConfig(vocab_size=97, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,

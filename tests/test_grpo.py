@@ -10,6 +10,7 @@ import torch
 
 from r1 import checkpoint, config, grpo as stage
 from r1.config import GRPO, Optim, Sample
+from r1.context import KVCache
 from r1.grpo import collect, describe, grpo, hash_seed, learn, make_examples, weigh
 from r1.losses import advantages
 from r1.model import Transformer
@@ -376,9 +377,9 @@ def watched(monkeypatch):
         seen["loads"] += 1
         return load(*a)
 
-    def counted_hidden(self, ids, cache):
-        seen["forwards"] += cache is None
-        return hidden(self, ids, cache)
+    def counted_hidden(self, ids, context):
+        seen["forwards"] += not isinstance(context, KVCache)
+        return hidden(self, ids, context)
 
     def noted_roll_out(model, tokenizer, problems, template, sample, group, seed, *a):
         groups, seconds = roll_out(model, tokenizer, problems, template, sample, group, seed, *a)

@@ -118,10 +118,12 @@ def test_the_vocabulary_projection_sees_the_supervised_positions_only(tiny_model
     """(B, T, V) never exists, and the log-probs are those of the full forward."""
     b, shapes = collate(examples()), []
     hook = tiny_model.lm_head.register_forward_hook(lambda m, i, out: shapes.append(tuple(out.shape)))
-    logp, logits = supervised_logprobs(tiny_model, b)
+    logp, entropy = supervised_logprobs(tiny_model, b, entropy=True)
     hook.remove()
-    assert shapes == [(sum(n for _, n in LENGTHS), 300)] == [tuple(logits.shape)] and not logits.requires_grad
-    full = tiny_model(b.inputs).log_softmax(-1).gather(-1, b.targets[..., None]).squeeze(-1)
+    assert shapes == [(sum(n for _, n in LENGTHS), 300)] and not entropy.requires_grad
+    every = tiny_model(b.inputs).log_softmax(-1)
+    assert torch.allclose(entropy, -(every.exp() * every).sum(-1)[b.mask], atol=1e-5)
+    full = every.gather(-1, b.targets[..., None]).squeeze(-1)
     assert torch.allclose(logp, torch.where(b.mask, full, torch.zeros(())), atol=1e-5)
     assert logp.requires_grad
 

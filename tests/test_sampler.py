@@ -8,7 +8,7 @@ import torch
 
 from r1.config import Sample
 from r1.data import collate
-from r1.model import KVCache
+from r1.context import KVCache
 from r1.optim import supervised_logprobs
 from r1.sampler import draw, generate, row_seed, truncate, uniform
 from r1.types import Example, UserError
@@ -53,9 +53,8 @@ def test_rows_of_two_caches_go_on_in_one(make_model):
     read, rows = [[list(range(3, 12)), list(range(40, 45))], [[7, 8, 9]]], [torch.tensor([1, 0, 1]), torch.tensor([0])]
     caches = []
     for prompts in read:
-        caches.append(KVCache(model.cfg, len(prompts), 9, dtype=torch.float64))
         longest = max(map(len, prompts))
-        caches[-1].start = torch.tensor([longest - len(p) for p in prompts])
+        caches.append(KVCache(model.cfg, len(prompts), 9, dtype=torch.float64, start=torch.tensor([longest - len(p) for p in prompts])))
         model(torch.tensor([[0] * (longest - len(p)) + p for p in prompts]), caches[-1])
     for chosen in ([0, 1], [1, 0], [1]):
         one = KVCache.join(model.cfg, [(caches[i], rows[i]) for i in chosen])
@@ -72,8 +71,7 @@ def test_left_padding_changes_nothing_but_the_columns(make_model):
     model = make_model(torch.float64)
     longest = max(map(len, PROMPTS))
     for fill in (0, 250):
-        cache = KVCache(model.cfg, len(PROMPTS), longest, dtype=torch.float64)
-        cache.start = torch.tensor([longest - len(p) for p in PROMPTS])
+        cache = KVCache(model.cfg, len(PROMPTS), longest, dtype=torch.float64, start=torch.tensor([longest - len(p) for p in PROMPTS]))
         logits = model(torch.tensor([[fill] * (longest - len(p)) + p for p in PROMPTS]), cache)
         for row, p in zip(logits, PROMPTS, strict=True):
             assert (row[-len(p):] - model(torch.tensor([p]))[0]).abs().max() < 1e-12
@@ -347,7 +345,7 @@ def test_sampling_leaves_no_graph_and_the_mode_it_found(tiny_model, training):
     tiny_model.train(training)
     before = [p.clone() for p in tiny_model.parameters()]
     graphs = []
-    hook = tiny_model.lm_head.register_forward_hook(lambda m, i, out: graphs.append((out.requires_grad, m.training)))
+    hook = tiny_model.norm.register_forward_hook(lambda m, i, out: graphs.append((out.requires_grad, m.training)))
     go(tiny_model)
     hook.remove()
     assert set(graphs) == {(False, False)} and tiny_model.training is training

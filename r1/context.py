@@ -1,0 +1,216 @@
+"""What each token attends to and where it stands: in rows of their own, in rows that share prompts, behind a cache.
+
+`Transformer.forward` asks its context and knows no difference. B batch, T time (new tokens), S time (a row's columns),
+H heads, K key/value heads, R = H / K queries of a key head, D head width; U prompts of P columns, G rows at most behind one.
+"""
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 32      # columns that a cache grows by
+
+
+class Causal:
+    """Rows (B, T) from position 0 on. Padding on the right needs no mask: no real token looks there."""
+
+    def reach(self, T: int) -> int:
+        """Positions of the longest row when T more tokens are read."""
+        return T
+
+    def positions(self, T: int, device) -> Tensor:
+        """Of T new tokens, as they stand after `spread`: (B or 1, T)."""
+        return torch.arange(T, device=device)[None]
+
+    def spread(self, x: Tensor) -> Tensor:
+        """From the tokens that the layers see, (B, T, _), to the rows that attend."""
+        return x
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q (B, T, H, D), k and v (B, T, K, D) -> (B, T, H, D)."""
+        return sdpa(q, k, v)
+
+    def collect(self, x: Tensor) -> Tensor:
+        """The way back of `spread`."""
+        return x
+
+    def advance(self, T: int) -> None:
+        """Every layer has read T tokens."""
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Attention of q (B, T, H, D) to k and v (B, S, K, D): causal, or by a mask (B, 1, T, S) of numbers added to scores."""
+    mask = None if mask is None else mask.to(q.dtype)        # another dtype is misread on CPUs
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+                                         is_causal=mask is None, enable_gqa=q.shape[2] != k.shape[2])
+    return out.transpose(1, 2)
+
+
+def added(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is seen, as numbers to add to scores."""
+    return torch.zeros(seen.shape, device=seen.device, dtype=dtype).masked_fill(~seen, -torch.inf)
+
+
+class Ragged(Causal):
+    """Rows of different lengths without their padding, and the prompts that several of them begin with once: N tokens in one
+    row, first those of the prompts, then the rest of every row. Attention alone sees rows: M = U P + B R places.
+
+    `token` (N,) is where in a padded batch (B T,) each token stands, `place` (B, T) the reverse."""
+
+    def __init__(self, prompts: list[int], of: list[int], lengths: list[int], columns: int):
+        """Lengths of the prompts; for every row its prompt (-1: none) and its length with it; the width T of the padded batch."""
+        B, U, P = len(of), len(prompts), max(prompts, default=0)
+        before = [prompts[u] if u >= 0 else 0 for u in of]
+        R = max(n - p for n, p in zip(lengths, before, strict=True))
+        runs = [(of.index(u) * columns, 0, p, u * P) for u, p in enumerate(prompts)]     # row of the batch, from, to, place
+        runs += [(b * columns, before[b], lengths[b], U * P + b * R) for b in range(B)]
+        position = np.concatenate([np.arange(a, z) for _, a, z, _ in runs])
+        token = np.concatenate([row + np.arange(a, z) for row, a, z, _ in runs])
+        back = np.concatenate([to + np.arange(z - a) for _, a, z, to in runs])           # (N,) the place of each token
+        there, at, place = np.full(U * P + B * R, len(token)), np.zeros(U * P + B * R, dtype=int), np.zeros((B, columns), dtype=int)
+        there[back], at[back] = np.arange(len(token)), position                          # (M,) the token at each place, N: none
+        place.reshape(-1)[token] = np.arange(len(token))
+        begin = np.cumsum([0, *prompts])
+        for b, u in enumerate(of):
+            place[b, :before[b]] = begin[u] + np.arange(before[b])
+        self.shape, self.length, self.mask = (U, P, B, R), max(lengths), None
+        self.token, self.back, self.there, self.at, self.place = map(torch.from_numpy, (token, back, there, at, place))
+        self.of, self.before = torch.tensor(of).clamp(min=0), torch.tensor(before)
+
+    def to(self, device) -> Ragged:
+        for name in ("token", "back", "there", "at", "place", "of", "before"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def reach(self, T: int) -> int:
+        return self.length
+
+    def positions(self, T: int, device) -> Tensor:
+        return self.at[None]                                                            # (1, M)
+
+    def spread(self, x: Tensor) -> Tensor:
+        return Move.apply(x[0], self.there, self.back)[None]                            # (1, N, _) -> (1, M, _)
+
+    def collect(self, x: Tensor) -> Tensor:
+        return Move.apply(x[0], self.back, self.there)[None]
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        U, P, B, R = self.shape
+        rows = [t[0, U * P:].unflatten(0, (B, R)) for t in (q, k, v)]                   # (B, R, H or K, D)
+        if not U:
+            return sdpa(*rows).flatten(0, 1)[None]
+        prompts = [t[0, :U * P].unflatten(0, (U, P)) for t in (q, k, v)]                # (U, P, H or K, D)
+        if self.mask is None:
+            seen = (torch.arange(P, device=q.device) < self.before[:, None, None]).expand(B, R, P)
+            own = torch.ones(R, R, dtype=torch.bool, device=q.device).tril().expand(B, R, R)
+            self.mask = added(torch.cat((seen, own), dim=-1)[:, None], q.dtype)         # (B, 1, R, P + R)
+        behind = [torch.cat((p.index_select(0, self.of), r), dim=1) for p, r in zip(prompts[1:], rows[1:], strict=True)]
+        return torch.cat((sdpa(*prompts).flatten(0, 1), sdpa(rows[0], *behind, self.mask).flatten(0, 1)))[None]
+
+
+class Move(torch.autograd.Function):
+    """Rows of x (N, W) to other places: y[i] = x[there[i]], 0 where there[i] is N. `back` is the reverse, and the whole backward."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, there: Tensor, back: Tensor) -> Tensor:
+        ctx.back = back
+        return F.pad(x, (0, 0, 0, 1)).index_select(0, there)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return F.pad(grad, (0, 0, 0, 1)).index_select(0, ctx.back), None, None
+
+
+class KVCache(Causal):
+    """Keys and values of everything read so far; made by the sampler, advanced once by `forward`.
+
+    Rows are padded on the left, so that all of them write the same column; `start[b]` is the first real column of row b.
+    Rows may go on from the rows of another cache (`behind`): the samples of a prompt hold it once, and one product serves
+    all their queries. A token's position is its column minus `start`, plus what stands before."""
+
+    def __init__(self, cfg, batch: int, columns: int, device=None, dtype=torch.float32, start: Tensor | None = None):
+        shape = (cfg.num_hidden_layers, batch, cfg.num_key_value_heads, columns, cfg.head_dim)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)   # zeros: a masked NaN would still poison
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        start = torch.zeros(batch, dtype=torch.long) if start is None else start
+        self.start = start.to(device)
+        self.offset = -self.start                                 # (B,) position of a row's column 0 ...
+        self.ahead = -int(start.min())                            # ... and its maximum, known without asking the device
+        self.length = 0                                           # columns written
+        self.prompts: KVCache | None = None
+
+    def behind(self, prompts: KVCache, of: Tensor) -> KVCache:
+        """Let row b go on from row `of[b]` of `prompts`; of (B,)."""
+        K, head = self.k.shape[2], torch.arange(self.k.shape[2], device=of.device)
+        count = of.bincount(minlength=prompts.k.shape[1])                               # (U,) rows of each prompt
+        G, order = int(count.max()), of.argsort(stable=True)
+        nth = torch.empty_like(of)                                                      # (B,) which of its prompt's rows it is
+        nth[order] = torch.arange(len(of), device=of.device) - (count.cumsum(0) - count)[of[order]]
+        grid = torch.zeros(len(count), G, dtype=torch.long, device=of.device)           # (U, G) the row; 0 in empty places
+        grid[of, nth] = torch.arange(len(of), device=of.device)
+        self.to_grid = (grid[:, None] * K + head[:, None]).flatten()                    # (U K G) row and head at each place
+        self.to_rows = ((of[:, None] * K + head) * G + nth[:, None]).flatten()          # (B K) the place of each row and head
+        self.prompts, self.of = prompts, of
+        self.offset = prompts.length - prompts.start[of] - self.start
+        self.ahead = int(self.offset.max())
+        return self
+
+    def reach(self, T: int) -> int:
+        return self.length + T + self.ahead
+
+    def positions(self, T: int, device) -> Tensor:
+        """(B, T). Makes room for the new tokens, and the mask that all layers share."""
+        if (end := self.length + T) > self.k.shape[3]:
+            self.k, self.v = (F.pad(t, (0, 0, 0, end + max(CHUNK, end // 16) - t.shape[3])) for t in (self.k, self.v))
+        key = torch.arange(self.k.shape[3], device=device)                              # (S,)
+        column = key[self.length:end]                                                   # (T,)
+        seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
+        seen |= key == column[:, None]                            # padding sees itself: no empty softmax row
+        if self.prompts is not None:
+            prompt = torch.arange(self.prompts.k.shape[3], device=device) >= self.prompts.start[:, None]
+            seen = torch.cat((prompt[self.of, None], seen), dim=-1)                     # (B, 1, P + S)
+        self.mask = added(seen[:, None], torch.promote_types(self.k.dtype, torch.float32))
+        return (column + self.offset[:, None]).clamp(min=0)
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Writes k and v (B, T, K, D) behind what is there, and attends to all of it. Columns still to be written are masked, not
+        left out: a product with a part of them would first copy it."""
+        end = self.length + k.shape[1]
+        self.k[layer, :, :, self.length:end] = k.transpose(1, 2)
+        self.v[layer, :, :, self.length:end] = v.transpose(1, 2)
+        k, v = self.k[layer], self.v[layer]                                             # (B, K, S, D)
+        return self._attend_one(layer, q, k, v) if q.shape[1] == 1 else sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask)
+
+    def _attend_one(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        B, K, S, D = k.shape
+        q = (q.to(k.dtype) * D ** -0.5).view(B, K, -1, D)         # (B, K, R, D): a key head's queries as positions of one head
+        scores = q @ k.transpose(-1, -2)                                                # (B, K, R, S)
+        if self.prompts is None:
+            return ((scores + self.mask).softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
+        pk, pv = self.prompts.k[layer], self.prompts.v[layer]                           # (U, K, P, D)
+        U, _, P, _ = pk.shape
+        grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(U, K, -1, t.shape[-1])      # -> (U, K, G R, _)  # noqa: E731
+        rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B, K, -1, t.shape[-1])      # and back  # noqa: E731
+        scores = torch.cat((rows(grid(q) @ pk.transpose(-1, -2)), scores), dim=-1)      # (B, K, R, P + S)
+        p = (scores + self.mask).softmax(-1).to(v.dtype)
+        return (rows(grid(p[..., :P]) @ pv) + p[..., P:] @ v).view(B, 1, -1, D)
+
+    def advance(self, T: int) -> None:
+        self.length += T
+
+    @staticmethod
+    def join(cfg, parts: list[tuple[KVCache, Tensor]], more: int = 0, room: int = 0) -> KVCache:
+        """The named rows (repeats allowed) of each cache in one, and `more` rows that have read nothing; all end in the same
+        column, with room for so many after it, and columns of none are left out. What they are behind of is not taken along."""
+        used = [c.length - int(c.start[rows].min()) if len(rows) else 0 for c, rows in parts]
+        first, length, at = parts[0][0].k, max(used), 0
+        start = torch.cat([c.start[rows].cpu() + length - c.length for c, rows in parts] + [torch.full((more,), length)])
+        new = KVCache(cfg, len(start), length + room, first.device, first.dtype, start)
+        new.length = length
+        for (c, rows), columns in zip(parts, used, strict=True):
+            to = slice(at, at := at + len(rows))
+            new.k[:, to, :, length - columns:length] = c.k[:, rows, :, c.length - columns:c.length]
+            new.v[:, to, :, length - columns:length] = c.v[:, rows, :, c.length - columns:c.length]
+        return new
