@@ -112,7 +112,7 @@ def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.o
     on_policy = cfg.minibatches * cfg.inner_epochs == 1
 
     def loss_fn(b: Batch):
-        logp, entropy = supervised_logprobs(policy, b, cfg.sample.temperature, entropy=True)
+        logp, entropy = supervised_logprobs(policy, b, cfg.sample.temperature)
         if reference:
             with torch.no_grad():
                 b.ref_logp, _ = supervised_logprobs(reference, b, cfg.sample.temperature)

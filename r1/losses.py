@@ -11,22 +11,36 @@ micro-batches, so every loss here is a plain weighted sum and its gradient knows
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> Tensor:
-    """Log-probability (N,) of each target under logits (N, V), in float32.
+def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probability (N,) of each target under softmax(logits (N, V) / temperature), and the entropy (N,) of each distribution in
+    nats, without gradient; both in float32. Logits are divided by the sampling temperature: the trainer's distribution is the sampler's."""
+    return _Read.apply(logits, targets, temperature)
 
-    Logits are divided by the sampling temperature: the trainer's distribution is the sampler's."""
-    return -F.cross_entropy(logits.float() / temperature, targets, reduction="none")
 
+class _Read(torch.autograd.Function):
+    """One softmax for all, and nothing but it kept: the vocabulary is wide, and every pass over (N, V) counts."""
 
-@torch.no_grad()
-def entropies(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """Entropy (N,) in nats of each distribution (N, V)."""
-    logp = F.log_softmax(logits.float() / temperature, dim=-1)
-    return -(logp.exp() * logp).sum(-1)
+    @staticmethod
+    def forward(ctx, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        x = logits.float()
+        if temperature != 1:
+            x = x / temperature
+        p = torch.softmax(x, dim=-1)
+        lse = x.amax(dim=-1) - p.amax(dim=-1).log()             # the largest p, because small ones underflow
+        entropy = lse - torch.linalg.vecdot(p, x)
+        ctx.save_for_backward(p, targets)
+        ctx.temperature, ctx.dtype = temperature, logits.dtype
+        ctx.mark_non_differentiable(entropy)
+        return x.gather(-1, targets[:, None]).squeeze(-1) - lse, entropy
+
+    @staticmethod
+    def backward(ctx, grad: Tensor, _: Tensor):
+        p, targets = ctx.saved_tensors
+        grad = (grad / ctx.temperature)[:, None]
+        return p.mul_(-grad).scatter_add_(-1, targets[:, None], grad).to(ctx.dtype), None, None      # p itself: it is not needed again
 
 
 def advantages(rewards: Tensor, std: bool = True, leave_one_out: bool = False) -> Tensor:

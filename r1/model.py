@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from r1.context import Causal
 
-LOGITS = 2 ** 25      # so many at once
+LOGITS = 2 ** 24      # so many at once
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,9 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
         return ready(x)
     if len(layers) == 1:
         return layers[0](x)
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype     # cast before, not after
     bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
-    return F.linear(x, torch.cat([layer.weight for layer in layers]), bias)
+    return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
 
 def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
@@ -123,6 +124,22 @@ class Attention(nn.Module):
         return linear(context.collect(context.attend(layer, q, k, v).flatten(2)), self.out, self.o_proj)
 
 
+class SwiGLU(torch.autograd.Function):
+    """silu(gate) * up of both beside each other (B, T, 2 F), which alone is kept for the backward: autograd would keep as much again."""
+
+    @staticmethod
+    def forward(ctx, both: Tensor) -> Tensor:
+        ctx.save_for_backward(both)
+        gate, up = both.chunk(2, dim=-1)
+        return F.silu(gate) * up
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
+        s = torch.sigmoid(gate)
+        return torch.cat((grad * up * s * (1 + gate * (1 - s)), grad * F.silu(gate)), dim=-1)
+
+
 class MLP(nn.Module):
     def __init__(self, cfg: ModelConfig):
         super().__init__()
@@ -132,8 +149,7 @@ class MLP(nn.Module):
         self.gate_up = self.down = None                     # laid out, while sampling
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = linear(x, self.gate_up, self.gate_proj, self.up_proj).chunk(2, dim=-1)
-        return linear(F.silu(gate) * up, self.down, self.down_proj)
+        return linear(SwiGLU.apply(linear(x, self.gate_up, self.gate_proj, self.up_proj)), self.down, self.down_proj)
 
 
 class Block(nn.Module):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from r1 import ranks
 from r1.data import collate
-from r1.losses import entropies, token_logprobs
+from r1.losses import token_logprobs
 from r1.types import Batch, Example
 
 
@@ -62,8 +62,8 @@ class Pair:
             o.step()
 
 
-def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0, entropy: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Log-probabilities (B, T) of the targets, 0 where not supervised; and where asked for the entropy (N,) of each distribution.
+def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (B, T) of the targets, 0 where not supervised, and the entropy (N,) of each distribution.
 
     The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists, and (N, V) in pieces."""
     ids, at, context = batch.inputs, batch.mask, batch.ragged
@@ -71,12 +71,8 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
         ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
     targets = batch.targets[batch.mask]                                                  # (N,)
 
-    def read(logits: Tensor, part: slice) -> tuple[Tensor, ...]:
-        logp = token_logprobs(logits, targets[part], temperature)
-        return (logp, entropies(logits.detach(), temperature)) if entropy else (logp,)
-
-    logp, *rest = model(ids, context, at, read)
-    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), rest[0] if rest else None
+    logp, entropy = model(ids, context, at, lambda logits, part: token_logprobs(logits, targets[part], temperature))
+    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
 
 
 def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Pair, examples: list[Example],

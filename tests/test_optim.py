@@ -118,7 +118,7 @@ def test_the_vocabulary_projection_sees_the_supervised_positions_only(tiny_model
     """(B, T, V) never exists, and the log-probs are those of the full forward."""
     b, shapes = collate(examples()), []
     hook = tiny_model.lm_head.register_forward_hook(lambda m, i, out: shapes.append(tuple(out.shape)))
-    logp, entropy = supervised_logprobs(tiny_model, b, entropy=True)
+    logp, entropy = supervised_logprobs(tiny_model, b)
     hook.remove()
     assert shapes == [(sum(n for _, n in LENGTHS), 300)] and not entropy.requires_grad
     every = tiny_model(b.inputs).log_softmax(-1)
