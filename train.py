@@ -7,6 +7,7 @@
 """
 import argparse
 import sys
+from pathlib import Path
 
 from r1 import config, stop
 
@@ -21,11 +22,13 @@ def main() -> int:
 
     def work() -> None:
         cfg = config.load(args.config, args.overrides)
-        from r1 import pipeline     # here, so that --help and errors in the config need no torch
         if args.list:
-            pipeline.list_stages(cfg)
-        else:
-            pipeline.run(cfg, args.only)
+            for s in cfg.stages:
+                done = (Path(cfg.out) / s.name / "done.json").is_file()
+                print(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
+            return
+        from r1 import pipeline     # here, because all of the above needs no torch
+        pipeline.run(cfg, args.only)
 
     return stop.ends(work)
 

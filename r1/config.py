@@ -39,6 +39,7 @@ class Optim:
     weight_decay: float = 0.0
     clip: float = 1.0                  # global gradient norm
     micro_tokens: int = 16384          # padded tokens per forward; changes memory, never the gradient
+    recompute: bool = False            # keep no activations inside a layer: less memory, a third more time
     bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
 
 

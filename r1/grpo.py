@@ -40,7 +40,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     """A model and problems that rules can check -> the model after RL."""
     start = folder.find_model(cfg.init)
     o, tokenizer, eos = cfg.optim, Tokenizer.load(start), eos_ids(start)
-    policy = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
+    policy = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16, o.recompute)
     reference = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16) if cfg.kl_coef else None
     sources, template = open_sources(cfg.data), folder.template(cfg.template)
     check_weights(cfg.reward, bool(cfg.reward_function))
@@ -49,6 +49,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     done = folder.resume(policy, optimizer, reference)
 
     for step in folder.steps(cfg, done, cfg.steps):
+        optimizer.zero_grad(set_to_none=True)                  # sampling needs the memory
+
         def sample(round: int):
             problems = draw(sources, cfg.problems, f"{folder.seed}/{folder.name}/{step}/{round}")
             return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,

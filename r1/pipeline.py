@@ -116,7 +116,7 @@ def try_sources(mix: dict[str, float], test: bool) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "save_minutes", "optim.micro_tokens", "sample.max_rows")     # these change cost, never the result
+FREE = ("save_every", "save_minutes", "optim.micro_tokens", "optim.recompute", "sample.max_rows")     # these change cost, never the result
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:
@@ -142,11 +142,6 @@ def _flat(tree, head: str = "") -> dict:
 
 def is_done(root: Path, name: str) -> bool:
     return (root / name / "done.json").is_file()
-
-
-def list_stages(cfg: cfgs.Config) -> None:
-    for s in cfg.stages:
-        print(f"{'done' if is_done(Path(cfg.out), s.name) else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
 
 
 def write_results(cfg: cfgs.Config, root: Path) -> None:

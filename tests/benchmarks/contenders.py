@@ -1,0 +1,219 @@
+"""What is measured, one at a time and each in a process of its own: `python contenders.py NAME '{"dtype": "bf16", ...}'` prints a line of JSON.
+
+Every function takes the folder of a model (the shape of SmolLM2-135M unless it says otherwise) and returns how much was done in how many
+seconds. Loading is not counted; every contender warms up on a little of the same work.
+"""
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+SHAPE = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+         "num_key_value_heads": 3, "max_position_embeddings": 8192, "rope_theta": 1e5}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+QUESTIONS = ["What is the capital of France?", "Name three fruits.", "Write a short poem about rain.", "What is 12 + 30?",
+             "Is the sun a star?", "Explain what a verb is.", "Say hello in Spanish.", "How many days has a week?"]
+
+
+def random_prompts(count: int, length: int) -> list[list[int]]:
+    import torch
+    return torch.randint(0, 256, (count, length), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def natural_prompts(folder: str) -> list[list[int]]:
+    from r1.tokenizer import Tokenizer
+    t = Tokenizer.load(folder)
+    return [t.encode(t.render_prompt([{"role": "user", "content": q}])) for q in QUESTIONS]
+
+
+def timed(work, **about) -> dict:
+    began = time.perf_counter()
+    tokens = work()
+    seconds = time.perf_counter() - began
+    return {"tokens": tokens, "seconds": seconds, "tokens_per_second": tokens / seconds, **about}
+
+
+# ---- sampling ----------------------------------------------------------------------------------
+
+def r1_sampler(folder, dtype, prompts=4, group=8, prompt=128, new=64, natural=False, rows=512) -> dict:
+    from r1.checkpoint import load_model
+    from r1.config import Sample
+    from r1.hf_config import eos_ids
+    from r1.runtime import keep_freed_memory
+    from r1.sampler import generate
+    keep_freed_memory()
+    model = load_model(folder)
+    model.bf16 = dtype == "bf16"
+    texts, eos = (natural_prompts(folder), eos_ids(folder)) if natural else (random_prompts(prompts, prompt), [])
+    go = lambda n: sum(len(r.ids) for g in generate(model, texts, group, Sample(max_new_tokens=n, max_rows=rows), 0, eos) for r in g)  # noqa: E731
+    go(2)
+    return timed(lambda: go(new))
+
+
+def transformers_sampler(folder, dtype, prompts=4, group=8, prompt=128, new=64, natural=False, rows=512) -> dict:
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, DTYPES[dtype]), attn_implementation="sdpa").eval()
+    texts = natural_prompts(folder) if natural else random_prompts(prompts, prompt)
+    end = model.config.eos_token_id if natural else None
+
+    def batch(texts: list[list[int]], n: int) -> int:
+        longest = max(map(len, texts))
+        ids = torch.tensor([[0] * (longest - len(t)) + t for t in texts]).repeat_interleave(group, 0)
+        seen = torch.tensor([[0] * (longest - len(t)) + [1] * len(t) for t in texts]).repeat_interleave(group, 0)
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=seen, do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=n,
+                                 pad_token_id=0, **({} if natural else {"min_new_tokens": n}))
+        made = out[:, longest:]
+        return made.numel() if not natural else sum(min((row == end).nonzero()[:1].flatten().tolist() + [n - 1]) + 1 for row in made)
+
+    per = max(1, rows // group)
+    go = lambda n: sum(batch(texts[i:i + per], n) for i in range(0, len(texts), per))  # noqa: E731
+    go(2)
+    return timed(lambda: go(new))
+
+
+def linear_layers(folder, dtype, prompts=4, group=8, new=64, **_) -> dict:
+    """Every linear layer of a decode step by torch's own product, and nothing else."""
+    import torch
+    import torch.nn.functional as F
+    kind, rows = getattr(torch, DTYPES[dtype]), prompts * group
+    sizes = [(576 + 2 * 192, 576), (576, 576), (2 * 1536, 576), (576, 1536)] * SHAPE["num_hidden_layers"] + [(49152, 576)]
+    weights = [torch.randn(size, dtype=kind) for size in sizes]
+    x = {width: torch.randn(rows, width, dtype=kind) for width in (576, 1536)}
+
+    def steps(n: int) -> int:
+        for _ in range(n):
+            for w in weights:
+                F.linear(x[w.shape[1]], w)
+        return rows * n
+    steps(2)
+    return timed(lambda: steps(new))
+
+
+# ---- training ----------------------------------------------------------------------------------
+
+def completions(prompts=4, group=8, prompt=128, new=128) -> list:
+    """Examples of `group` completions behind each prompt, of random tokens."""
+    import random
+
+    from r1.types import Example
+    rng = random.Random(0)
+    return [Example(p + [rng.randrange(256) for _ in range(new)], [0] * prompt + [1] * new, rng.choice([-1.0, 1.0]), 1 / (prompts * group * new),
+                    [-5.0] * new) for p in random_prompts(prompts, prompt) for _ in range(group)]
+
+
+def r1_train(folder, dtype, micro=1536, recompute=False, alone=False) -> dict:
+    """Forward and backward of 32 completions; `alone`: every prompt its own, so that none is shared."""
+    from dataclasses import replace
+
+    from r1.checkpoint import load_model
+    from r1.data import collate, micro_batches
+    from r1.losses import grpo_loss
+    from r1.optim import supervised_logprobs
+    from r1.runtime import keep_freed_memory
+    keep_freed_memory()
+    model = load_model(folder).train()
+    model.bf16, model.recompute, examples = dtype == "bf16", recompute, completions()
+    if alone:
+        examples = [replace(e, ids=[i] + e.ids[1:]) for i, e in enumerate(examples)]
+
+    def go(examples) -> int:
+        for group in micro_batches(examples, micro):
+            b = collate(group)
+            grpo_loss(supervised_logprobs(model, b)[0], None, b.adv, b.mask, b.w)[0].backward()
+        return sum(len(e.ids) for e in examples)
+    go(examples[:8])
+    return timed(lambda: go(examples))
+
+
+def products(folder, dtype, alone=False, **_) -> dict:
+    """Every matrix product of a forward and backward of the linear layers for the same tokens, and nothing else."""
+    import torch
+    kind = getattr(torch, DTYPES[dtype])
+    tokens, read = (32 * 255, 32 * 128) if alone else (4 * (128 + 8 * 127), 32 * 128)
+    n = 2040 if alone else 1144
+    weights = [torch.randn(o, i, dtype=kind) for o, i in [(960, 576), (576, 576), (3072, 576), (576, 1536)]]
+    head = torch.randn(49152, 576, dtype=kind)
+    x = {w: torch.randn(n, w, dtype=kind) for w in (576, 960, 1536, 3072)}
+    y, g = torch.randn(1024, 576, dtype=kind), torch.randn(1024, 49152, dtype=kind)
+
+    def go(times: int, heads: int) -> int:
+        for _ in range(times):
+            for _ in range(SHAPE["num_hidden_layers"]):
+                for w in weights:
+                    x[w.shape[1]] @ w.T, x[w.shape[0]] @ w, x[w.shape[0]].T @ x[w.shape[1]]
+        for _ in range(heads):
+            y @ head.T, g @ head, g.T @ y
+        return 32 * 256
+    go(1, 1)
+    return timed(lambda: go(tokens // n, read // 1024))
+
+
+# ---- a step of GRPO ----------------------------------------------------------------------------
+
+def r1_grpo(folder, dtype, new=128, micro=1536, recompute=False) -> dict:
+    """Sampling, log-probs, loss, backward, clipping and AdamW, once and from cold, as stage grpo does them."""
+    import torch
+
+    from r1.checkpoint import load_model
+    from r1.config import GRPO, Optim, Sample
+    from r1.grpo import learn
+    from r1.losses import advantages
+    from r1.optim import make_optimizer
+    from r1.runtime import keep_freed_memory
+    from r1.sampler import generate
+    from r1.types import Example
+    keep_freed_memory()
+    cfg = GRPO("rl", "grpo", sample=Sample(max_new_tokens=new), kl_coef=0.0, optim=Optim(lr=1e-6, micro_tokens=micro))
+    model = load_model(folder)
+    model.bf16, model.recompute = dtype == "bf16", recompute
+    optimizer, adv, at = make_optimizer(model, 1e-6, (0.9, 0.999), 0.0), advantages(torch.tensor([[0.0, 1.0] * 4] * 4)), []
+
+    def go() -> int:
+        groups = generate(model, random_prompts(4, 128), 8, cfg.sample, 0, [])
+        at.append(time.perf_counter())
+        learn(model, None, optimizer, [Example(r.prompt_ids + r.ids, [0] * len(r.prompt_ids) + [1] * len(r.ids), float(adv[q, g]), 1.0, r.logp)
+                                       for q, group in enumerate(groups) for g, r in enumerate(group)], cfg, 1e-6, "0")
+        return sum(len(r.ids) for g in groups for r in g)
+    began = time.perf_counter()
+    return {**timed(go), "sampling_seconds": at[0] - began}
+
+
+def trl_grpo(folder, dtype, new=128, recompute=False, **_) -> dict:
+    import random
+    import tempfile
+
+    import torch
+    from datasets import Dataset
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+    from trl import GRPOConfig, GRPOTrainer
+    random.seed(0)
+    t = Tokenizer(models.BPE(vocab={c: i for i, c in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}, merges=[]))
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.add_special_tokens(["<bos>", "<eos>", "<pad>"])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=t, bos_token="<bos>", eos_token="<eos>", pad_token="<pad>", padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    data = Dataset.from_list([{"prompt": "".join(random.choice("abcdefgh ") for _ in range(128))} for _ in range(64)])
+    with tempfile.TemporaryDirectory() as out:
+        config = GRPOConfig(output_dir=out, use_cpu=True, report_to="none", save_strategy="no", logging_steps=1, max_steps=1, seed=0,
+                            per_device_train_batch_size=8, gradient_accumulation_steps=4, num_generations=8, num_iterations=1, beta=0.0,
+                            max_completion_length=new, temperature=1.0, top_k=0, top_p=1.0, generation_kwargs={"min_new_tokens": new},
+                            bf16=dtype == "bf16", fp16=False, gradient_checkpointing=recompute, learning_rate=1e-6, disable_tqdm=True)
+        trainer = GRPOTrainer(model=model, processing_class=tokenizer, args=config, train_dataset=data,
+                              reward_funcs=lambda completions, **_: [float(i % 2) for i in range(len(completions))])
+        return timed(lambda: trainer.train() and 32 * new)
+
+
+CONTENDERS = {f.__name__: f for f in (r1_sampler, transformers_sampler, linear_layers, r1_train, products, r1_grpo, trl_grpo)}
+
+if __name__ == "__main__":
+    import torch
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", os.cpu_count())))
+    found = CONTENDERS[sys.argv[1]](**json.loads(sys.argv[2]))
+    print(json.dumps({**found, "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
