@@ -92,7 +92,7 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
 def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
     """`linear` of these layers for many forwards without a backward: weights cast once, and on x86 CPUs in the blocked order
     that oneDNN computes in, which it would otherwise make anew in every call."""
-    weight = torch.cat([layer.weight.to(dtype) for layer in layers])
+    weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
     bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
             dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):

@@ -5,6 +5,7 @@
     python tests/benchmarks/bench.py grpo        a step of GRPO: own, and TRL's GRPOTrainer
     python tests/benchmarks/bench.py train       forward and backward, beside their matrix products alone
     python tests/benchmarks/bench.py memory      how tokens/s and memory grow with batch, prompt, completion and model
+    python tests/benchmarks/bench.py parts       what each technique brings: the same without it
     python tests/benchmarks/bench.py start       seconds until --help, --list, an error in a config
     python tests/benchmarks/bench.py tiny        seconds of every stage of configs/tiny.yaml
 
@@ -131,6 +132,18 @@ def memory(folder: str, repeats: int) -> tuple[dict, str]:
     return found, table(found, {})
 
 
+def parts(folder: str, repeats: int) -> tuple[dict, str]:
+    about, cases, own = {"folder": model(Path(folder) / "m"), "dtype": "bf16"}, [], {}
+    for what, contender, without in (("sampling", "r1_sampler", ["oneDNN's layout"]),
+                                     ("forward and backward", "r1_train", ["prompts shared, no padding", "plain products for short rows",
+                                                                           "freed memory kept", "logits in pieces"])):
+        cases += [(what, contender, about)] + [(f"{what}, without: {part}", contender, {**about, "without": part}) for part in without]
+        own |= {f"{what}, without: {part}": what for part in without}
+    cases.insert(1, ("sampling, every sample its own prompt", "r1_sampler", {**about, "prompts": 32, "group": 1}))
+    found = rounds(cases, repeats)
+    return found, table(found, {**own, "sampling, every sample its own prompt": "sampling"})
+
+
 def start(folder: str, repeats: int) -> tuple[dict, str]:
     bad = Path(folder) / "bad.yaml"
     bad.write_text("stages:\n  - {name: base, kind: pretrian}\n")
@@ -161,7 +174,7 @@ def compare(results: dict) -> tuple[dict, str]:
     return results, "\n".join(lines) + "\n"
 
 
-WHAT = {f.__name__: f for f in (sampler, natural, grpo, train, memory, start, tiny)}
+WHAT = {f.__name__: f for f in (sampler, natural, grpo, train, parts, memory, start, tiny)}
 
 
 def main() -> None:
