@@ -38,7 +38,7 @@ class Optim:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     weight_decay: float = 0.0
     clip: float = 1.0                  # global gradient norm
-    micro_tokens: int = 16384          # padded tokens per forward; changes memory, never the gradient
+    micro_tokens: int = 16384          # per forward, with padding, shared prompts once; changes memory, never the gradient
     recompute: bool = False            # keep no activations inside a layer: less memory, a third more time
     bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
 

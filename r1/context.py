@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+SCORES = 2 ** 24      # numbers that plain products may keep for the backward of a layer
 CHUNK = 32      # columns that a cache grows by
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
 
@@ -44,7 +45,7 @@ class Causal:
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Attention of q (B, T, H, D) to k and v (B, S, K, D): causal, or by a mask (B, 1, T, S) of numbers added to scores."""
     (B, T, H, D), (_, S, K, _) = q.shape, k.shape
-    if q.device.type == "cpu" and S <= SHORT:
+    if q.device.type == "cpu" and S <= SHORT and B * H * T * S <= SCORES:
         R = H // K
         if mask is None:
             mask = added(torch.ones(T, S, dtype=torch.bool, device=q.device).tril(), q.dtype)[None, None]
@@ -53,8 +54,10 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
             scores = (q @ k.permute(0, 2, 3, 1)).view(B, K, R, T, S) + mask.to(q.dtype)[:, None]     # (B, K, R, T, S)
             out = scores.softmax(-1).view(B, K, R * T, S) @ v.transpose(1, 2)                           # (B, K, R T, D)
         return out.view(B, K, R, T, D).permute(0, 3, 1, 2, 4).reshape(B, T, H, D)
-    mask = None if mask is None else mask.to(q.dtype)        # another dtype is misread on CPUs
-    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, is_causal=mask is None, enable_gqa=H != K)
+    if mask is not None:                                     # no fused kernel takes a mask and grouped queries
+        k, v, mask = k.repeat_interleave(H // K, dim=2), v.repeat_interleave(H // K, dim=2), mask.to(q.dtype)     # another dtype is misread
+    out = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask,
+                                         is_causal=mask is None, enable_gqa=k.shape[2] != H)
     return out.transpose(1, 2)
 
 
@@ -152,13 +155,10 @@ class KVCache(Causal):
         self.prompts: KVCache | None = None
 
     def behind(self, prompts: KVCache, of: Tensor) -> KVCache:
-        """Let row b go on from row `of[b]` of `prompts`; of (B,)."""
+        """Let row b go on from row `of[b]` of `prompts`, one token at a time; of (B,)."""
         K, head = self.k.shape[2], torch.arange(self.k.shape[2], device=of.device)
-        count = of.bincount(minlength=prompts.k.shape[1])                               # (U,) rows of each prompt
-        G, order = int(count.max()), of.argsort(stable=True)
-        nth = torch.empty_like(of)                                                      # (B,) which of its prompt's rows it is
-        nth[order] = torch.arange(len(of), device=of.device) - (count.cumsum(0) - count)[of[order]]
-        grid = torch.zeros(len(count), G, dtype=torch.long, device=of.device)           # (U, G) the row; 0 in empty places
+        nth = (of[:, None] == of).tril(-1).sum(1)                                       # (B,) which of its prompt's rows it is
+        grid = of.new_zeros(prompts.k.shape[1], G := int(nth.max()) + 1)                # (U, G) the row; 0 in empty places
         grid[of, nth] = torch.arange(len(of), device=of.device)
         self.to_grid = (grid[:, None] * K + head[:, None]).flatten()                    # (U K G) row and head at each place
         self.to_rows = ((of[:, None] * K + head) * G + nth[:, None]).flatten()          # (B K) the place of each row and head
@@ -173,7 +173,9 @@ class KVCache(Causal):
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
         if (end := self.length + T) > self.k.shape[3]:
-            self.k, self.v = (F.pad(t, (0, 0, 0, end + max(CHUNK, end // 16) - t.shape[3])) for t in (self.k, self.v))
+            more = (0, 0, 0, end + max(CHUNK, end // 16) - self.k.shape[3])
+            self.k = F.pad(self.k, more)                          # one after the other: each is twice there meanwhile
+            self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
         column = key[self.length:end]                                                   # (T,)
         seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
@@ -191,14 +193,12 @@ class KVCache(Causal):
         self.k[layer, :, :, self.length:end] = k.transpose(1, 2)
         self.v[layer, :, :, self.length:end] = v.transpose(1, 2)
         k, v = self.k[layer], self.v[layer]                                             # (B, K, S, D)
-        return self._attend_one(layer, q, k, v) if q.shape[1] == 1 else sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask)
+        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if self.prompts is None else self._attend_one(layer, q, k, v)
 
     def _attend_one(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         B, K, S, D = k.shape
         q = (q.to(k.dtype) * D ** -0.5).view(B, K, -1, D)         # (B, K, R, D): a key head's queries as positions of one head
         scores = q @ k.transpose(-1, -2)                                                # (B, K, R, S)
-        if self.prompts is None:
-            return ((scores + self.mask).softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
         pk, pv = self.prompts.k[layer], self.prompts.v[layer]                           # (U, K, P, D)
         U, _, P, _ = pk.shape
         grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(U, K, -1, t.shape[-1])      # -> (U, K, G R, _)  # noqa: E731

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -30,13 +31,15 @@ class _Read(torch.autograd.Function):
             x = x / temperature
         p = torch.softmax(x, dim=-1)
         lse = x.amax(dim=-1) - p.amax(dim=-1).log()             # the largest p, because small ones underflow
-        entropy = lse - torch.linalg.vecdot(p, x)
+        with torch.autocast(x.device.type, enabled=False):      # which would round both to bfloat16
+            entropy = lse - torch.linalg.vecdot(p, x)
         ctx.save_for_backward(p, targets)
         ctx.temperature, ctx.dtype = temperature, logits.dtype
         ctx.mark_non_differentiable(entropy)
         return x.gather(-1, targets[:, None]).squeeze(-1) - lse, entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor):
         p, targets = ctx.saved_tensors
         grad = (grad / ctx.temperature)[:, None]

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from r1.context import Causal
 
-LOGITS = 2 ** 24      # so many at once
+LOGITS, PIECE = 2 ** 24, 256      # numbers that exist at once, 64 MB in fp32; but rows at least
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,9 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
         return ready(x)
     if len(layers) == 1:
         return layers[0](x)
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype     # cast before, not after
+    if not torch.is_autocast_enabled(x.device.type):        # one product would keep a copy of the weights for the backward
+        return torch.cat([layer(x) for layer in layers], dim=-1)
+    dtype = torch.get_autocast_dtype(x.device.type)         # as autocast does anyway; cast before they are put together
     bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
     return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
@@ -218,7 +220,7 @@ class Transformer(nn.Module):
         rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            x = checkpoint(block, x, rope, context, i, use_reentrant=False) if self.recompute and self.training else block(x, rope, context, i)
+            x = checkpoint(block, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and self.training else block(x, rope, context, i)
         context.advance(T)
         return self.norm(x)
 
@@ -232,12 +234,13 @@ class Transformer(nn.Module):
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.head is None):   # laid out: cast already
             x = self.hidden(ids, context)
             if at is not None:
-                x = x.flatten(0, 1)[at.flatten()]                                       # (N, C)
+                at = at.flatten().nonzero()[:, 0] if at.dtype == torch.bool else at
+                x = x.flatten(0, 1).index_select(0, at)                                 # (N, C); [at] would add gradients in any order
             if read is None:
                 return linear(x, self.head, self.lm_head)
-            n = max(1, LOGITS // self.cfg.vocab_size)
+            n = max(PIECE, LOGITS // self.cfg.vocab_size)
             if len(x) <= n:
                 return read(linear(x, self.head, self.lm_head), slice(None))
             piece = lambda x, i: read(linear(x, self.head, self.lm_head), slice(i, i + n))  # noqa: E731
-            parts = [checkpoint(piece, part, i * n, use_reentrant=False) for i, part in enumerate(x.split(n))]
+            parts = [checkpoint(piece, part, i * n, use_reentrant=False, preserve_rng_state=False) for i, part in enumerate(x.split(n))]
             return tuple(torch.cat(each) for each in zip(*parts, strict=True))

@@ -54,7 +54,7 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
             run_evaluation(cfg, stage, folder)
         folder.clear()
     except torch.OutOfMemoryError as e:
-        raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, "
+        raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
                         f"which change the cost and not the result; then the same command continues") from e
     ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
 

@@ -279,7 +279,7 @@ def keep_freed_memory() -> None:
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)                  # M_MMAP_MAX: no mappings of their own
-        libc.mallopt(-1, 2 ** 31 - 1)        # M_TRIM_THRESHOLD: what is free at the end stays
+        libc.mallopt(-1, -1)                 # M_TRIM_THRESHOLD: what is free at the end stays
 
 
 def hardware() -> dict:

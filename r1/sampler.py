@@ -79,6 +79,7 @@ def truncate(logits: Tensor, s: Sample) -> Tensor:
         kth = logits.topk(min(s.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if s.top_p < 1:
+        logits = logits.float()
         lse, k = logits.logsumexp(dim=-1, keepdim=True), 256                   # so many are sorted first: seldom are more needed
         while True:
             ordered, order = logits.topk(min(k, logits.shape[-1]), dim=-1)

@@ -92,12 +92,23 @@ def test_less_memory_is_the_same_gradient(make_model, monkeypatch, what):
     _, *whole = outcome(model, batches()["mixed"])
     if what != "recompute":
         monkeypatch.setattr(model_module, "LOGITS", 4 * model.cfg.vocab_size)
+        monkeypatch.setattr(model_module, "PIECE", 1)
     model.recompute = what != "pieces"
     calls, hook = [], model.lm_head.register_forward_hook(lambda m, i, out: calls.append(len(out)))
     _, *parts = outcome(model, batches()["mixed"])
     hook.remove()
     assert near([whole[0], whole[1]], [parts[0], parts[1]], 1e-12) and near(whole[2], parts[2], 1e-9)
     assert max(calls) <= 4 or what == "recompute"
+
+
+def test_the_entropy_is_not_rounded_to_bf16(make_model):
+    """Under autocast: that of the logits that the model gives, to fp32."""
+    model, b = make_model(), collate(batches()["alone"])
+    model.bf16 = True
+    with torch.no_grad():
+        _, entropy = supervised_logprobs(model, b)
+        p = model(b.inputs).float().log_softmax(-1)[b.mask]
+    assert (entropy + (p.exp() * p).sum(-1)).abs().max() < 2e-2 and not torch.equal(entropy, entropy.bfloat16().float())
 
 
 # ---- behind a prompt, while sampling -----------------------------------------------------------

@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench.py sampler     own sampler, transformers' generate, and the linear layers alone: exactly so many tokens
     python tests/benchmarks/bench.py natural     the same with answers of their own length, of SmolLM2-135M-Instruct
+    python tests/benchmarks/bench.py llama       sampling beside llama.cpp (pip install xllamacpp==2026.10.11549)
     python tests/benchmarks/bench.py grpo        a step of GRPO: own, and TRL's GRPOTrainer
     python tests/benchmarks/bench.py train       forward and backward, beside their matrix products alone
     python tests/benchmarks/bench.py memory      how tokens/s and memory grow with batch, prompt, completion and model
@@ -132,6 +133,16 @@ def memory(folder: str, repeats: int) -> tuple[dict, str]:
     return found, table(found, {})
 
 
+def llama(folder: str, repeats: int) -> tuple[dict, str]:
+    about, cases, own = {"folder": model(Path(folder) / "m"), "dtype": "bf16"}, [], {}
+    for prompts, group in ((1, 1), (4, 8)):
+        names = [f"r1, bf16, batch {prompts * group}", f"llama.cpp (xllamacpp 2026.10.11549), f16, batch {prompts * group}"]
+        cases += [(name, how, {**about, "prompts": prompts, "group": group}) for name, how in zip(names, ("r1_sampler", "llama_cpp"), strict=True)]
+        own[names[1]] = names[0]
+    found = rounds(cases, repeats)
+    return found, table(found, own)
+
+
 def parts(folder: str, repeats: int) -> tuple[dict, str]:
     about, cases, own = {"folder": model(Path(folder) / "m"), "dtype": "bf16"}, [], {}
     for what, contender, without in (("sampling", "r1_sampler", ["oneDNN's layout"]),
@@ -174,7 +185,7 @@ def compare(results: dict) -> tuple[dict, str]:
     return results, "\n".join(lines) + "\n"
 
 
-WHAT = {f.__name__: f for f in (sampler, natural, grpo, train, parts, memory, start, tiny)}
+WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny)}
 
 
 def main() -> None:

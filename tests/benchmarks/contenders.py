@@ -110,6 +110,52 @@ def linear_layers(folder, dtype, prompts=4, group=8, new=64, **_) -> dict:
     return timed(lambda: steps(new))
 
 
+def llama_cpp(folder, prompts=1, group=1, prompt=128, new=64, **_) -> dict:
+    """llama.cpp's server, in f16, as the wheel of xllamacpp brings it: built without AVX-512. It samples `group` answers to each prompt at once."""
+    import concurrent.futures
+    import tempfile
+
+    import gguf
+    import numpy as np
+    import xllamacpp
+    rng, file = np.random.default_rng(0), str(Path(tempfile.mkdtemp()) / "m.gguf")
+    s, w = SHAPE, gguf.GGUFWriter(file, "llama")
+    c, f, kv = s["hidden_size"], s["intermediate_size"], 192
+    for add, value in ((w.add_context_length, 8192), (w.add_embedding_length, c), (w.add_block_count, s["num_hidden_layers"]),
+                       (w.add_feed_forward_length, f), (w.add_head_count, 9), (w.add_head_count_kv, 3), (w.add_layer_norm_rms_eps, 1e-5),
+                       (w.add_rope_freq_base, 1e5), (w.add_rope_dimension_count, 64), (w.add_vocab_size, s["vocab_size"]), (w.add_file_type, 1),
+                       (w.add_tokenizer_model, "gpt2"), (w.add_tokenizer_pre, "default"), (w.add_bos_token_id, 256), (w.add_eos_token_id, 257)):
+        add(value)
+    letters = [chr(i) for i in [*range(33, 127), *range(161, 173), *range(174, 256), *range(256, 324)]]
+    w.add_token_list(letters + [f"<|{i}|>" for i in range(s["vocab_size"] - 256)])
+    w.add_token_types([gguf.TokenType.NORMAL] * 256 + [gguf.TokenType.USER_DEFINED] * (s["vocab_size"] - 256))
+    w.add_token_merges([f"{letters[0]} {letters[1]}"])
+    add = lambda name, *shape: w.add_tensor(f"{name}.weight", (rng.standard_normal(shape, dtype=np.float32) * 0.02).astype(np.float16)  # noqa: E731
+                                            if len(shape) > 1 else np.ones(shape, np.float32))
+    add("token_embd", s["vocab_size"], c)
+    add("output_norm", c)
+    for i in range(s["num_hidden_layers"]):
+        for name, shape in {"attn_q": (c, c), "attn_k": (kv, c), "attn_v": (kv, c), "attn_output": (c, c), "ffn_gate": (f, c), "ffn_up": (f, c),
+                            "ffn_down": (c, f), "attn_norm": (c,), "ffn_norm": (c,)}.items():
+            add(f"blk.{i}.{name}", *shape)
+    w.write_header_to_file()
+    w.write_kv_data_to_file()
+    w.write_tensors_to_file()
+    w.close()
+    p = xllamacpp.CommonParams()
+    rows = prompts * group
+    p.model.path, p.n_ctx, p.n_parallel, p.cpuparams.n_threads, p.n_predict = file, rows * 256, rows, os.cpu_count(), new
+    server = xllamacpp.Server(p)
+
+    def go(n: int) -> int:
+        ask = {"max_tokens": n, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "ignore_eos": True, "cache_prompt": True}
+        with concurrent.futures.ThreadPoolExecutor(rows) as pool:
+            list(pool.map(lambda i: server.handle_completions({**ask, "prompt": random_prompts(prompts, prompt)[i // group], "seed": i}), range(rows)))
+        return rows * n
+    go(2)
+    return timed(lambda: go(new))
+
+
 # ---- training ----------------------------------------------------------------------------------
 
 def completions(prompts=4, group=8, prompt=128, new=128) -> list:
@@ -225,7 +271,7 @@ def trl_grpo(folder, dtype, new=128, recompute=False, **_) -> dict:
         return timed(lambda: trainer.train() and 32 * new)
 
 
-CONTENDERS = {f.__name__: f for f in (r1_sampler, transformers_sampler, linear_layers, r1_train, products, r1_grpo, trl_grpo)}
+CONTENDERS = {f.__name__: f for f in (r1_sampler, transformers_sampler, linear_layers, llama_cpp, r1_train, products, r1_grpo, trl_grpo)}
 
 if __name__ == "__main__":
     import torch
