@@ -77,3 +77,16 @@ def test_distill_takes_a_teacher_and_a_student(run, tmp_path):
 def test_sample_refuses_what_cannot_be_before_it_starts(run, option):
     done = script("sample.py", str(run[1] / "dev1/model"), "--data", "chain", *option)
     assert done.returncode == 2 and option[0] in done.stderr and "Traceback" not in done.stderr and not done.stdout
+
+
+def test_help_list_and_errors_need_no_torch(tmp_path):
+    """Where importing torch fails, all three still work."""
+    import subprocess
+    import sys
+    from pathlib import Path
+    root = Path(__file__).parents[1]
+    (tmp_path / "torch.py").write_text("raise SystemExit('torch was imported')\n")
+    (tmp_path / "wrong.yaml").write_text("stages: [{name: base, kind: pretrian}]\n")
+    for words, code, says in ((["--help"], 0, "usage:"), (["configs/tiny.yaml", "--list"], 0, "student_rl"), ([str(tmp_path / "wrong.yaml")], 2, "did you mean")):
+        done = subprocess.run([sys.executable, "train.py", *words], cwd=root, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+        assert done.returncode == code and says in done.stdout + done.stderr
