@@ -72,9 +72,9 @@ class Ragged(Causal):
 
     `token` (N,) is where in a padded batch (B T,) each token stands, `place` (B, T) the reverse."""
 
-    def __init__(self, prompts: list[int], of: list[int], lengths: list[int], columns: int):
-        """Lengths of the prompts; for every row its prompt (-1: none) and its length with it; the width T of the padded batch."""
-        B, U, P = len(of), len(prompts), max(prompts, default=0)
+    def __init__(self, prompts: list[int], of: list[int], lengths: list[int]):
+        """Lengths of the prompts; for every row its prompt (-1: none) and its length with it."""
+        B, U, P, columns = len(of), len(prompts), max(prompts, default=0), max(lengths)
         before = [prompts[u] if u >= 0 else 0 for u in of]
         R = max(n - p for n, p in zip(lengths, before, strict=True))
         runs = [(of.index(u) * columns, 0, p, u * P) for u, p in enumerate(prompts)]     # row of the batch, from, to, place
@@ -88,7 +88,7 @@ class Ragged(Causal):
         begin = np.cumsum([0, *prompts])
         for b, u in enumerate(of):
             place[b, :before[b]] = begin[u] + np.arange(before[b])
-        self.shape, self.length, self.mask = (U, P, B, R), max(lengths), None
+        self.shape, self.length, self.mask = (U, P, B, R), columns, None
         self.token, self.back, self.there, self.at, self.place = map(torch.from_numpy, (token, back, there, at, place))
         self.of, self.before = torch.tensor(of).clamp(min=0), torch.tensor(before)
 

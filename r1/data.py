@@ -33,7 +33,7 @@ def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batc
     groups = [g for g in families(examples) if len(g) > 1 and prompt_length(g[0])]
     prompts, member = [prompt_length(g[0]) for g in groups], {id(e): u for u, g in enumerate(groups) for e in g}
     if sum(prompts) + sum(len(e.ids) - 1 - (prompt_length(e) if id(e) in member else 0) for e in examples) < PAYS * B * T:
-        ragged = Ragged(prompts, [member.get(id(e), -1) for e in examples], [len(e.ids) - 1 for e in examples], T).to(device)
+        ragged = Ragged(prompts, [member.get(id(e), -1) for e in examples], [len(e.ids) - 1 for e in examples]).to(device)
     return Batch(*(t.to(device) for t in (ids[:, :-1], ids[:, 1:], mask, w, adv, old_logp)), ragged=ragged)
 
 

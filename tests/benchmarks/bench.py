@@ -62,8 +62,9 @@ def middle(runs: list[dict], key: str) -> float:
     return statistics.median(r[key] for r in runs)
 
 
-def table(found: dict[str, list], own: dict[str, str], what: str = "tokens_per_second") -> str:
+def table(found: dict[str, list], own: dict[str, str]) -> str:
     """Medians; `own` names for each row the one of r1 that it is compared with, by the median of the ratios within one round."""
+    what = "tokens_per_second"
     lines = ["| what | tokens/s | from, to | seconds | r1 against it | peak MB |", "|---|---:|---:|---:|---:|---:|"]
     for name, runs in found.items():
         ratio = ""
