@@ -148,9 +148,10 @@ class KVCache(Causal):
         self.k = torch.zeros(shape, device=device, dtype=dtype)   # zeros: a masked NaN would still poison
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         start = torch.zeros(batch, dtype=torch.long) if start is None else start
+        self.padding = start.tolist()                             # known without asking the device
         self.start = start.to(device)
         self.offset = -self.start                                 # (B,) position of a row's column 0 ...
-        self.ahead = -int(start.min())                            # ... and its maximum, known without asking the device
+        self.ahead = -min(self.padding)                           # ... and its maximum
         self.length = 0                                           # columns written
         self.prompts: KVCache | None = None
 
@@ -170,6 +171,9 @@ class KVCache(Causal):
     def reach(self, T: int) -> int:
         return self.length + T + self.ahead
 
+    def _first(self, T: int) -> bool:
+        return self.length == 0 and T > SHORT
+
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
         if (end := self.length + T) > self.k.shape[3]:
@@ -178,6 +182,8 @@ class KVCache(Causal):
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
         column = key[self.length:end]                                                   # (T,)
+        if self._first(T):
+            return (column + self.offset[:, None]).clamp(min=0)
         seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
         seen |= key == column[:, None]                            # padding sees itself: no empty softmax row
         if self.prompts is not None:
@@ -192,6 +198,11 @@ class KVCache(Causal):
         end = self.length + k.shape[1]
         self.k[layer, :, :, self.length:end] = k.transpose(1, 2)
         self.v[layer, :, :, self.length:end] = v.transpose(1, 2)
+        if self._first(k.shape[1]):                               # long prompts, one by one: no mask and no padding
+            out = torch.zeros_like(q)
+            for b, n in enumerate(self.padding):
+                out[b:b + 1, n:] = sdpa(q[b:b + 1, n:], k[b:b + 1, n:], v[b:b + 1, n:])
+            return out
         k, v = self.k[layer], self.v[layer]                                             # (B, K, S, D)
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if self.prompts is None else self._attend_one(layer, q, k, v)
 

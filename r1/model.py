@@ -138,8 +138,7 @@ class SwiGLU(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
         gate, up = ctx.saved_tensors[0].chunk(2, dim=-1)
-        s = torch.sigmoid(gate)
-        return torch.cat((grad * up * s * (1 + gate * (1 - s)), grad * F.silu(gate)), dim=-1)
+        return torch.cat((torch.ops.aten.silu_backward(grad * up, gate), grad * F.silu(gate)), dim=-1)
 
 
 class MLP(nn.Module):

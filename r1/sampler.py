@@ -79,17 +79,14 @@ def truncate(logits: Tensor, s: Sample) -> Tensor:
         kth = logits.topk(min(s.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if s.top_p < 1:
-        logits = logits.float()
-        lse, k = logits.logsumexp(dim=-1, keepdim=True), 256                   # so many are sorted first: seldom are more needed
-        while True:
-            ordered, order = logits.topk(min(k, logits.shape[-1]), dim=-1)
-            p = (ordered - lse).exp()
+        logits, left, k = logits.float(), torch.arange(len(logits), device=logits.device), 16    # so many are sorted first: seldom are more needed
+        lse, all_of, logits = logits.logsumexp(dim=-1, keepdim=True), logits, torch.full_like(logits, -torch.inf)
+        while len(left):
+            ordered, order = all_of[left].topk(min(k, logits.shape[-1]), dim=-1)                 # (n, k)
+            p = (ordered - lse[left]).exp()
             mass = p.cumsum(dim=-1)
-            if k >= logits.shape[-1] or bool((mass[:, -1] >= s.top_p).all()):
-                break
-            k *= 8
-        inside = mass - p < s.top_p                                            # the first token always stays
-        logits = torch.full_like(logits, -torch.inf).scatter(-1, order, ordered.masked_fill(~inside, -torch.inf))
+            logits[left] = logits[left].scatter(-1, order, ordered.masked_fill(mass - p >= s.top_p, -torch.inf))    # the first token always stays
+            left, k = left[(mass[:, -1] < s.top_p) & (k < logits.shape[-1])], k * 8
     return logits
 
 

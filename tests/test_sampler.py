@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from r1 import context
 from r1.config import Sample
 from r1.data import collate
 from r1.context import KVCache
@@ -66,8 +67,10 @@ def test_rows_of_two_caches_go_on_in_one(make_model):
 
 
 @torch.no_grad()
-def test_left_padding_changes_nothing_but_the_columns(make_model):
+@pytest.mark.parametrize("short", [context.SHORT, 2])      # below and above the length from which prompts are read one by one
+def test_left_padding_changes_nothing_but_the_columns(make_model, monkeypatch, short):
     """A row behind padding, beside longer rows, has the logits of the row alone; what fills the padding is not seen."""
+    monkeypatch.setattr(context, "SHORT", short)
     model = make_model(torch.float64)
     longest = max(map(len, PROMPTS))
     for fill in (0, 250):
