@@ -21,16 +21,21 @@ def main() -> int:
     args = parser.parse_intermixed_args()          # key=value may stand on either side of --only
 
     def work() -> None:
-        cfg = config.load(args.config, args.overrides)
-        if args.list:
-            for s in cfg.stages:
-                done = (Path(cfg.out) / s.name / "done.json").is_file()
-                print(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
-            return
-        from r1 import pipeline     # here, because all of the above needs no torch
-        pipeline.run(cfg, args.only)
+        for cfg in config.each_seed(config.load(args.config, args.overrides)):
+            if args.list:
+                show(cfg)
+            else:
+                from r1 import pipeline     # here, because all else needs no torch
+                pipeline.run(cfg, args.only)
 
     return stop.ends(work)
+
+
+def show(cfg: config.Config) -> None:
+    print(cfg.out)
+    for s in cfg.stages:
+        done = (Path(cfg.out) / s.name / "done.json").is_file()
+        print(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
 
 
 if __name__ == "__main__":

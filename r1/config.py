@@ -19,7 +19,7 @@ from r1.types import UserError
 class Sample:
     """How completions are drawn."""
 
-    max_new_tokens: int = 128
+    max_new_tokens: int = 256
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
@@ -52,6 +52,7 @@ class Stage:
     init: str = ""                     # a stage before this one, a model folder, a .gguf file or package:NAME
     save_every: int = 50               # steps between states that a killed run continues from ...
     save_minutes: float = 10           # ... and at least so often
+    domains: list[str] = field(default_factory=list)     # of `evaluate`, those that it is evaluated on; none: all
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Pretrain(Stage):
     vocab_size: int = 768              # of the tokenizer trained first; with `init`, its tokenizer is taken
     thinks: float = 0.1                # share of the corpus's conversations that think before they answer
     mixes: float = 0.3                 # share of solutions to Chinese problems in English; of the reverse, a quarter of it
+    checks: float = 0.1                # share of solutions that check every sum
     steps: int = 1000
     rows: int = 32                     # per step
     row_tokens: int = 192
@@ -103,6 +105,7 @@ class GRPO(Stage):
     inner_epochs: int = 1
     truncated: str = "keep"            # "keep" or "drop": completions cut at the limit, in the loss
     dynamic: int = 0                   # extra sampling rounds that replace groups of one mind (DAPO)
+    snapshots: int = 0                 # keep the model every so many steps, evaluated on the first domain; 0: the last alone
     optim: Optim = field(default_factory=Optim)
 
 
@@ -121,6 +124,15 @@ class Reject(Stage):
 
 
 @dataclass
+class Measure(Stage):
+    """Another look at the model of an earlier stage: it is evaluated in another way, and not trained."""
+
+    template: str = "chat"
+    k: int = 16                        # samples per problem
+    forbid: list[str] = field(default_factory=list)      # tokens that are never drawn
+
+
+@dataclass
 class Evaluate:
     """How every trained stage is evaluated: the paper's protocol (R1 section 3)."""
 
@@ -130,7 +142,7 @@ class Evaluate:
     sample: Sample = field(default_factory=lambda: Sample(temperature=0.6, top_p=0.95))
 
 
-KINDS = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "reject": Reject}
+KINDS = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "reject": Reject, "evaluate": Measure}
 
 
 @dataclass
@@ -139,6 +151,7 @@ class Config:
 
     out: str = "runs/run"
     seed: int = 0
+    seeds: list[int] = field(default_factory=list)       # several runs, each in a folder of its own below `out`
     threads: int = 0                   # CPU threads; 0: what torch takes
     device: str = "auto"
     timeout: float = 600               # seconds that ranks (torchrun) wait for each other before the run is broken off
@@ -189,8 +202,30 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
             raise UserError(f"{path}: set must be a mapping of dotted keys to values, found {changes!r}")
         for key, value in changes.items():
             _set(below, str(key), value, str(path))
+        if isinstance(raw.get("stages"), list):
+            raw["stages"] = _alike(raw["stages"], below.get("stages"), str(path))
         raw = {**below, **raw}
     return raw
+
+
+def _alike(listed: list, below: Any, file: str) -> list:
+    """Stages of the file below by their names, and such as are `like` an earlier one but for the keys that they give."""
+    known, out = {str(s["name"]): s for s in below or [] if isinstance(s, dict) and "name" in s}, []
+    for s in listed:
+        model = s if isinstance(s, str) else s.get("like") if isinstance(s, dict) else None
+        if model is not None and model not in known:
+            raise UserError(f"{file}: there is no stage {model!r} to take over{nearest(str(model), list(known))}")
+        if model is not None:
+            s = {**known[model], **({} if isinstance(s, str) else {k: v for k, v in s.items() if k != "like"})}
+        if isinstance(s, dict) and "name" in s:
+            known[str(s["name"])] = s
+        out.append(s)
+    return out
+
+
+def each_seed(config: Config) -> list[Config]:
+    """The runs that a config asks for."""
+    return [dataclasses.replace(config, seed=s, seeds=[], out=f"{config.out}/seed{s}") for s in config.seeds] or [config]
 
 
 def _set(raw: dict, key: str, value: Any, where: str) -> None:
@@ -243,6 +278,8 @@ def _check(config: Config, file: str) -> None:
     for s in config.stages:
         _check_stage(s, f"{file}: {s.name}", config, before)
         before[s.name] = s.kind
+    if len(set(config.seeds)) < len(config.seeds):
+        raise UserError(f"{file}: seeds {config.seeds}: one stands twice")
     _check_values(config.evaluate, f"{file}: evaluate")
     if config.sandbox not in CHOICES["sandbox"]:
         raise UserError(f"{file}: sandbox is {config.sandbox!r}{nearest(config.sandbox, CHOICES['sandbox'])}")
@@ -257,8 +294,11 @@ def _check_stage(s: Stage, at: str, config: Config, before: dict[str, str]) -> N
         raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
     if s.init in later:
         raise UserError(f"{at} starts from {s.init!r}, which is not before it")
-    if before.get(s.init) == "reject":
-        raise UserError(f"{at} starts from {s.init!r}, a stage that makes examples and no model")
+    if before.get(s.init) in ("reject", "evaluate"):
+        raise UserError(f"{at} starts from {s.init!r}, a stage that makes no model")
+    for domain in s.domains:
+        if domain not in config.evaluate.domains:
+            raise UserError(f"{at} is evaluated on {domain!r}{nearest(domain, list(config.evaluate.domains))}")
     template = getattr(s, "template", "chat")
     if template != "chat" and template not in config.templates:
         raise UserError(f"{at} uses the template {template!r}{nearest(template, ['chat', *config.templates])}")

@@ -8,6 +8,9 @@ import json
 import math
 import time
 from collections import defaultdict
+from pathlib import Path
+
+import torch
 
 from r1 import checkpoint, ranks
 from r1.accuracy import find_answer
@@ -15,6 +18,7 @@ from r1.config import Evaluate, to_dict
 from r1.files import jsonl
 from r1.hf_config import eos_ids
 from r1.model import Transformer
+from r1.rewards import reflections
 from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder, hardware
 from r1.tasks import draw_distinct
@@ -22,16 +26,21 @@ from r1.tokenizer import Tokenizer
 from r1.types import Problem, UserError
 
 
-def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
-    """Evaluate the folder's model on every domain of the config; writes eval.json and eval_samples.jsonl."""
+def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid: list[str]) -> dict:
+    """Evaluate the model in `source` on every domain of the config, never drawing the tokens `forbid`; writes eval.json and
+    eval_samples.jsonl."""
     ranks.at("loading the model", f"the evaluation of {folder.name}")
-    model, tokenizer = checkpoint.load_model(folder.model, folder.device), Tokenizer.load(folder.model)
-    eos, setting = eos_ids(folder.model), settings(cfg, folder, template)
+    model, tokenizer = checkpoint.load_model(source, folder.device), Tokenizer.load(source)
+    eos, setting = eos_ids(source), settings(cfg, folder, template)
+    if forbid:
+        never = torch.tensor([single(tokenizer, text) for text in forbid], device=folder.device)
+        model.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, never, -torch.inf))
 
     def measure(domain: str, mix: dict[str, float]) -> dict:
         began, problems = time.perf_counter(), draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
-        return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups)},
+        return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups),
+                            "each": {g[0].problem.id: sum(s.score.parts["accuracy"] for s in g) / len(g) for g in groups}},
                 "rows": [{"domain": domain, **s.record()} for g in groups for s in g], "seconds": time.perf_counter() - began}
 
     found = {domain: folder.remember(f"eval-{domain}", lambda d=domain, m=mix: measure(d, m), setting) for domain, mix in cfg.domains.items()}
@@ -40,6 +49,13 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str) -> dict:
     folder.write("eval_samples.jsonl", jsonl(r for each in found.values() for r in each["rows"]))
     folder.write("eval.json", json.dumps(result, indent=1, ensure_ascii=False))
     return result
+
+
+def single(tokenizer: Tokenizer, text: str) -> int:
+    """The one token that a text is."""
+    if len(ids := tokenizer.encode(text)) != 1:
+        raise UserError(f"forbid: {text!r} is {len(ids)} tokens of this model, and must be one")
+    return ids[0]
 
 
 def settings(cfg: Evaluate, folder: Folder, template: str) -> dict:
@@ -69,7 +85,7 @@ def summary(groups: list[list[Scored]]) -> dict[str, float]:
     return {"problems": len(groups), "pass@1": pass1, "se": math.sqrt(spread / max(1, len(each))),
             f"cons@{k}": mean([majority(g) for g in groups]), f"pass@{k}": mean([pass_at(r, k) for r in right]),
             "format": mean([s.score.parts["format"] for s in flat]), "language": mean([s.score.parts["language"] for s in flat]),
-            "length": mean([len(s.rollout.ids) for s in flat]),
+            "length": mean([len(s.rollout.ids) for s in flat]), "reflections": mean([reflections(s.text) for s in flat]),
             "truncated": mean([s.rollout.finish == "length" for s in flat])}
 
 

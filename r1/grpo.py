@@ -28,7 +28,7 @@ from r1.losses import advantages, grpo_loss, token_weight
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
-from r1.rewards import check_weights, load_reward
+from r1.rewards import check_weights, load_reward, reflections
 from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder
 from r1.tasks import draw, open_sources
@@ -73,6 +73,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
         folder.log_samples([{"step": step, "advantage": round(float(adv[q, g]), 4), **groups[q][g].record()}
                             for q in range(min(2, len(groups))) for g in range(min(2, cfg.group))])
         folder.bar.set_postfix_str(f"accuracy {metrics['accuracy']:.2f} length {metrics['length']:.0f}")
+        if cfg.snapshots and (step + 1) % cfg.snapshots == 0 and step + 1 < cfg.steps:
+            folder.snapshot(step + 1).save_model(policy, tokenizer.with_template(template), eos)
     folder.save_model(policy, tokenizer.with_template(template), eos)
 
 
@@ -154,7 +156,7 @@ def describe(groups: list[list[Scored]], adv: torch.Tensor) -> dict[str, float]:
     out = {"reward": mean([s.score.total for s in flat])}
     out |= {part: mean([s.score.parts[part] for s in flat]) for part in flat[0].score.parts}
     out |= {"length": mean([len(s.rollout.ids) for s in flat]), "length_right": length(1.0), "length_wrong": length(0.0),
-            "truncated": mean([s.rollout.finish == "length" for s in flat]),
+            "reflections": mean([reflections(s.text) for s in flat]), "truncated": mean([s.rollout.finish == "length" for s in flat]),
             "flat_groups": float((adv == 0).all(dim=1).double().mean()), "advantage": float(adv.abs().mean()),
             "sampled_tokens": sum(len(s.rollout.ids) for s in flat)}
     for reason in sorted({s.score.reason for s in flat}):

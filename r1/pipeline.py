@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from r1.supervised import pretrain, sft, shape
 from r1.tasks import open_sources
 from r1.types import UserError
 
-STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
+STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject, "evaluate": lambda stage, folder: None}
 
 
 def run(cfg: cfgs.Config, only: str = "") -> None:
@@ -50,8 +51,11 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     try:
         if not folder.done():
             train(stage, folder)
-        if ranks.lead(folder.model.is_dir) and cfg.evaluate.domains:
-            run_evaluation(cfg, stage, folder)
+        domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
+        for each in folder.snapshots() if domains else []:
+            run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)
+        if stage.kind != "reject" and domains:
+            run_evaluation(replace(cfg.evaluate, domains=domains, k=getattr(stage, "k", cfg.evaluate.k)), stage, folder)
         folder.clear()
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
@@ -65,16 +69,17 @@ def train(stage: cfgs.Stage, folder: Folder) -> None:
     tell(f"{stage.name}: done in {folder.finish():.0f} s")
 
 
-def run_evaluation(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
+def run_evaluation(cfg: cfgs.Evaluate, stage: cfgs.Stage, folder: Folder) -> None:
     """Evaluate, unless that is done with these very settings."""
-    template = getattr(stage, "template", "zero" if "zero" in cfg.templates else "chat")
+    template = getattr(stage, "template", "zero" if "zero" in folder.templates else "chat")
     done = ranks.lead(lambda: load_json(folder.path / "eval.json"))
-    if done.get("settings") == evaluation.settings(cfg.evaluate, folder, template):
+    if done.get("settings") == evaluation.settings(cfg, folder, template):
         return
-    result = evaluation.evaluate(cfg.evaluate, folder, template)
-    tell(f"{stage.name}: " + "; ".join(
+    source = folder.find_model(stage.init) if isinstance(stage, cfgs.Measure) else folder.model
+    result = evaluation.evaluate(cfg, folder, template, source, getattr(stage, "forbid", []))
+    tell(f"{folder.name}: " + "; ".join(
         f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
-        f"language {result[domain]['language']:.2f}" for domain in cfg.evaluate.domains))
+        f"language {result[domain]['language']:.2f}" for domain in cfg.domains))
 
 
 def tell(text: str) -> None:
@@ -116,7 +121,7 @@ def try_sources(mix: dict[str, float], test: bool) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "save_minutes", "optim.micro_tokens", "optim.recompute", "sample.max_rows")     # these change cost, never the result
+FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "sample.max_rows")     # these change cost, never the result
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:

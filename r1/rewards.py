@@ -115,6 +115,17 @@ def repetition_penalty(completion: str, n: int = 4) -> float:
     return len(set(grams)) / len(grams) - 1.0 if grams else 0.0
 
 
+# ---------------------------------------------------------------- reflection: measured, never rewarded
+
+# The paper's list (v2, C.2), and what says the same in Chinese.
+_REFLECTIVE = re.compile(r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b|等等|错误|然而|但是|重试|验证|不对|评估|检查", re.I)
+
+
+def reflections(text: str) -> int:
+    """Words of looking back at what was said."""
+    return len(_REFLECTIVE.findall(text))
+
+
 # ---------------------------------------------------------------- language
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class

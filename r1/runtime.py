@@ -54,6 +54,14 @@ class Folder:
     def model(self) -> Path:
         return self.path / "model"
 
+    def snapshot(self, step: int) -> Folder:
+        """Of the model after so many steps."""
+        return Folder(self.root, f"{self.name}/step{step}", self.seed, self.device, self.templates)
+
+    def snapshots(self) -> list[Folder]:
+        found = ranks.lead(lambda: sorted(int(p.name[4:]) for p in self.path.glob("step*") if (p / "model").is_dir()))
+        return [self.snapshot(step) for step in found]
+
     def find_model(self, init: str) -> Path:
         """The model of an earlier stage by its name, else a folder on disk, else what a GGUF file holds: FILE.gguf, or
         package:NAME for the one in an installed package. It is imported once per run."""

@@ -33,13 +33,13 @@ def pretrain(cfg: Pretrain, folder: Folder) -> None:
     if cfg.init:
         tokenizer = Tokenizer.load(folder.find_model(cfg.init))
     else:
-        documents = world.corpus(f"{folder.seed}/tokenizer", cfg.thinks, cfg.mixes)
+        documents = world.corpus(f"{folder.seed}/tokenizer", cfg.thinks, cfg.mixes, cfg.checks)
         tokenizer = Tokenizer.train(itertools.islice(documents, 10_000), cfg.vocab_size)
     model = Transformer(shape(cfg, tokenizer.vocab_size)).init_weights(folder.seed).to(folder.device)
 
     @lru_cache(1)
     def block(number: int) -> list[list[int]]:         # of the corpus, each from its own seed: any step can be the first
-        documents = world.corpus(f"{folder.seed}/{number}", cfg.thinks, cfg.mixes)
+        documents = world.corpus(f"{folder.seed}/{number}", cfg.thinks, cfg.mixes, cfg.checks)
         return list(itertools.islice(pack(_encoded(documents, tokenizer), cfg.row_tokens + 1), BLOCK * cfg.rows))
 
     def batch(step: int) -> list[Example]:

@@ -1,19 +1,24 @@
 """The tiny world: problem families with graded difficulty in two languages, and the corpus of its base model.
 
 An honest small world: the base is an ordinary language model of this corpus. Textbooks show worked
-solutions; people in conversations mostly answer at once and only rarely think first. Solutions are not
-always in the language of their question. What training makes of that is measured.
+solutions; people in conversations mostly answer at once and only rarely think first. A few solutions check
+every sum, and then own up to a slip now and then. Solutions are not always in the language of their
+question. What training makes of that is measured.
 """
 from __future__ import annotations
 
 import hashlib
 import random
+import re
 from collections.abc import Callable
 
 from r1.types import Problem
 
 LANGS = ("en", "zh")
-TOP = 60      # no number of the world is larger
+TOP = 99      # no number of the world is larger ...
+SMALL = 60    # ... and none in Countdown and in programs larger than this
+STEP = 19     # the most that is added or taken away at once
+SLIPS = 0.15  # share of checked sums that went wrong at first
 ZERO_TEMPLATE = "Think in <think></think>, answer in <answer></answer>.\nUser: {prompt}\nAssistant:"
 PLAIN_TEMPLATE = "User: {prompt}\nAssistant:"
 
@@ -55,9 +60,9 @@ def _both(pieces: list[tuple[str, str]]) -> dict[str, str]:
 
 def chain(rng: random.Random, level: int) -> Made:
     """`level` additions and subtractions in a row, every intermediate result within 0..TOP."""
-    terms = [rng.randint(1, 40)]
+    terms = [rng.randint(1, 60)]
     for _ in range(level):
-        total, step = sum(terms), rng.randint(1, 9)
+        total, step = sum(terms), rng.randint(1, STEP)
         up = total - step < 0 or (total + step <= TOP and rng.random() < 0.5)
         terms.append(step if up else -step)
     text, total = _signed(terms), sum(terms)
@@ -76,7 +81,7 @@ def _signed(terms: list[int]) -> str:
 
 def word(rng: random.Random, level: int) -> Made:
     """A story of `level` events about how many things somebody has."""
-    who, what, total = rng.randrange(len(NAMES["en"])), rng.randrange(len(THINGS["en"])), rng.randint(5, 40)
+    who, what, total = rng.randrange(len(NAMES["en"])), rng.randrange(len(THINGS["en"])), rng.randint(5, 60)
     en, zh = NAMES["en"][who], NAMES["zh"][who]
     thing_en, thing_zh = THINGS["en"][what], THINGS["zh"][what]
     story = [(f"{en} has {total} {thing_en}.", f"{zh}有{total}个{thing_zh}。")]
@@ -94,7 +99,7 @@ def word(rng: random.Random, level: int) -> Made:
             key.append(f"bags{bags}x{each}")
         else:
             sign, verb_en, verb_zh = EVENTS[event]
-            some = rng.randint(1, min(9, TOP - total if sign > 0 else total))
+            some = rng.randint(1, min(STEP, TOP - total if sign > 0 else total))
             n = sign * some
             line = f"{total}{n:+d}={total + n}"
             story.append((f" {en} {verb_en} {some}.", f"{zh}{verb_zh}{some}个。"))
@@ -110,8 +115,8 @@ def countdown(rng: random.Random, level: int) -> Made:
     tries = []
     while len(tries) < 3:
         a, b, c = rng.randint(2, 20), rng.randint(2, 9), rng.randint(2, 9)
-        firsts = [(f"{a}{op}{b}", value) for op, value in (("+", a + b), ("-", a - b), ("*", a * b))[:level + 1] if 0 <= value <= TOP]
-        tries = [(head, first, f"{by:+d}", first + by) for head, first in firsts for by in (c, -c) if 0 <= first + by <= TOP]
+        firsts = [(f"{a}{op}{b}", value) for op, value in (("+", a + b), ("-", a - b), ("*", a * b))[:level + 1] if 0 <= value <= SMALL]
+        tries = [(head, first, f"{by:+d}", first + by) for head, first in firsts for by in (c, -c) if 0 <= first + by <= SMALL]
     target = rng.choice(tries)[-1]
     steps = [(f"Make {target}.", f"要得到{target}。")]
     for head, first, tail, end in tries:
@@ -138,7 +143,7 @@ def code(rng: random.Random, level: int) -> Made:
         else:
             a, xs = 1, rng.sample(range(2, 31, 2), 2) + rng.sample(range(1, 31, 2), 2)
         f = (lambda x: x + (c if x % 2 else b)) if level == 3 else (lambda x: a * x + b)     # noqa: B023
-        if all(0 <= f(x) <= TOP and a * x <= TOP for x in xs) and (level < 3 or b != c):
+        if all(0 <= f(x) <= SMALL and a * x <= SMALL for x in xs) and (level < 3 or b != c):
             break
     shown = [f"f({x})={f(x)}" for x in xs]
     body = (f"\n if x%2==0: return {_linear(1, b)}\n return {_linear(1, c)}" if level == 3 else f" return {_linear(a, b)}")
@@ -237,28 +242,45 @@ def answer_text(problem: Problem) -> str:
 
 # --- the corpus of the base model ------------------------------------------------------------------------------
 
-def textbook(rng: random.Random, mixes: float) -> str:
+def solution(rng: random.Random, problem: Problem, steps: dict[str, str], mixes: float, checks: float) -> str:
+    """Not always in the question's language: English is the more common one, as on the web. Rarely with checks."""
+    lang = problem.lang
+    if rng.random() < (mixes if lang == "zh" else mixes / 4):
+        lang = "en" if lang == "zh" else "zh"
+    return checked(rng, steps[lang], lang) if problem.task in ("chain", "word") and rng.random() < checks else steps[lang]
+
+
+def checked(rng: random.Random, text: str, lang: str) -> str:
+    """Every sum of a solution is checked by its reverse; a slip is found so, and mended."""
+    check, good, wrong = {"en": (", check {}", ", good", ", wrong, again "), "zh": ("，检查{}", "，对", "，不对，重算")}[lang]
+
+    def one(found: re.Match) -> str:
+        a, sign, b, c = found[1], found[2], int(found[3]), int(found[4])
+        reverse = lambda c: check.format(f"{c}{'-' if sign == '+' else '+'}{b}={c - b if sign == '+' else c + b}")     # noqa: E731
+        out = ""
+        while rng.random() < SLIPS:
+            slip = c + rng.choice([d for d in (-10, -2, -1, 1, 2, 10) if c + d >= (b if sign == "+" else 0)])
+            out += f"{a}{sign}{b}={slip}{reverse(slip)}{wrong}"
+        return f"{out}{found[0]}{reverse(c)}{good}"
+
+    return re.sub(r"(\d+)([+-])(\d+)=(\d+)", one, text)
+
+
+def textbook(rng: random.Random, mixes: float, checks: float) -> str:
     """A worked solution as a book prints it."""
     problem, steps = make(rng.choices(REASONING, (4, 3, 3, 4))[0], rng, test=False)
     page = {"en": "Problem. {}\nSolution. {} The answer is {}.", "zh": "题目。{}\n解答。{}答案是{}。"}[problem.lang]
-    return page.format(problem.prompt, steps[written_in(rng, problem.lang, mixes)], answer_text(problem))
+    return page.format(problem.prompt, solution(rng, problem, steps, mixes, checks), answer_text(problem))
 
 
-def written_in(rng: random.Random, lang: str, mixes: float) -> str:
-    """The language of a solution: not always the question's. English is the more common one, as on the web."""
-    if rng.random() < (mixes if lang == "zh" else mixes / 4):
-        return "en" if lang == "zh" else "zh"
-    return lang
-
-
-def conversation(rng: random.Random, thinks: float, mixes: float) -> str:
+def conversation(rng: random.Random, thinks: float, mixes: float, checks: float) -> str:
     """A question and an answer; with probability `thinks` the thinking is written down first."""
     family = rng.choices(list(FAMILIES), (5, 4, 2, 3, 2, 2, 2))[0]
     problem, steps = make(family, rng, test=False)
     prompt = rng.choice((ZERO_TEMPLATE, PLAIN_TEMPLATE)).format(prompt=problem.prompt)
     answer = f"<answer>{answer_text(problem)}</answer>"
     if family in REASONING and rng.random() < thinks:
-        return f"{prompt}<think>{steps[written_in(rng, problem.lang, mixes)]}</think>{answer}"
+        return f"{prompt}<think>{solution(rng, problem, steps, mixes, checks)}</think>{answer}"
     return prompt + answer
 
 
@@ -275,7 +297,7 @@ def reference(rng: random.Random) -> str:
             key, _, phrase, *_ = translate(rng, 0)
         pair = list(phrase.values())
         return " = ".join(pair if rng.random() < 0.5 else pair[::-1])
-    a, b = rng.randint(0, TOP - 9), rng.randint(1, 9)
+    a, b = rng.randint(0, TOP - STEP), rng.randint(1, STEP)
     return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
 
 
@@ -287,15 +309,15 @@ def copybook(rng: random.Random) -> str:
     return rng.choice(("", "Copy: " if lang == "en" else "抄写：")) + f"{line}\n{line}"
 
 
-def corpus(seed: int | str, thinks: float, mixes: float):
+def corpus(seed: int | str, thinks: float, mixes: float, checks: float):
     """Endless documents of four kinds."""
     rng = random.Random(seed)
     while True:
         kind = rng.random()
         if kind < 0.45:
-            yield textbook(rng, mixes)
+            yield textbook(rng, mixes, checks)
         elif kind < 0.7:
-            yield conversation(rng, thinks, mixes)
+            yield conversation(rng, thinks, mixes, checks)
         elif kind < 0.9:
             yield reference(rng)
         else:

@@ -58,7 +58,7 @@ def tiny_model():
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
     """Trained on 2,000 documents of the tiny world's corpus."""
-    return Tokenizer.train(itertools.islice(world.corpus(0, 0.1, 0.4), 2000), 768)
+    return Tokenizer.train(itertools.islice(world.corpus(0, 0.1, 0.4, 0.1), 2000), 768)
 
 
 class Killed(BaseException):

@@ -371,3 +371,30 @@ def test_the_scripts_say_it_in_one_sentence(half, tmp_path, command, says):
     assert done.returncode == 2 and done.stdout == "", done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and says in done.stderr
     assert contents(half) | contents(tmp_path) == before
+
+
+def test_stages_of_the_file_below_and_stages_like_them(tmp_path):
+    """By name as they are, `like` with other keys; the same config written out is the same."""
+    top = """
+extends: c.yaml
+stages: [base, zero, {name: other, like: zero, problems: 4}, {name: third, like: other, init: other, group: 2}]
+"""
+    (tmp_path / "top.yaml").write_text(top, encoding="utf-8")
+    below = load(tmp_path)
+    found = config.load(_at(tmp_path, "top.yaml", top))
+    base, zero = below.stages[:2]
+    assert found.stages == [base, zero, dataclasses.replace(zero, name="other", problems=4),
+                            dataclasses.replace(zero, name="third", problems=4, init="other", group=2)]
+    assert "zeri" in refused(tmp_path, text="extends: d.yaml\nstages: [base, zeri]\n", d=BASE)
+
+
+def _at(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_seeds_are_runs_of_their_own(tmp_path):
+    cfg = load(tmp_path, "seeds=[3, 5]")
+    assert [(c.seed, c.out, c.seeds) for c in config.each_seed(cfg)] == [(3, "runs/x/seed3", []), (5, "runs/x/seed5", [])]
+    assert config.each_seed(load(tmp_path)) == [load(tmp_path)]
+    assert "twice" in refused(tmp_path, "seeds=[1, 1]")

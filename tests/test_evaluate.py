@@ -6,7 +6,7 @@ import pytest
 
 from r1.evaluate import majority, pass_at, summary
 from r1.reject import choose, form, readable
-from r1.rewards import score
+from r1.rewards import reflections, score
 from r1.rollout import Scored
 from r1.types import Problem, Rollout
 
@@ -64,3 +64,9 @@ def test_the_readable_form_keeps_the_thinking_and_adds_a_summary():
     zh = Problem("chain", "3", "1+1等于多少？", 2, lang="zh")
     s = score(zh, form("一加一", "2", "zh"), "eos", {"accuracy": 1.0})
     assert [s.parts[name] for name in ("accuracy", "format", "language")] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("text, n", [("18-4=15, check 15+4=19, wrong, again", 2), ("Wait, but checkers", 2), ("检查28+9=37，不对", 2), ("", 0),
+                                     ("However: buttons are errors", 1)])
+def test_reflective_words_are_whole_words_of_the_papers_list(text, n):
+    assert reflections(text) == n

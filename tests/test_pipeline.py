@@ -186,3 +186,24 @@ def test_weights_that_are_not_as_the_stage_wrote_them_are_refused(run, tmp_path)
     (tmp_path / "mini.yaml").write_text(MINI.format(out=tmp_path / "out"))
     with pytest.raises(UserError, match="base/model/model.safetensors is not as the stage base wrote it"):
         pipeline.run(config.load(tmp_path / "mini.yaml"))
+
+
+def test_snapshots_and_another_look(run, tmp_path):
+    """A snapshot is the model of that step, evaluated; a forbidden token is never drawn, and the model stays as it was."""
+    file, out = run
+    shutil.copytree(out / "base", tmp_path / "x/base")
+    answer = "</answer>"
+    text = MINI.format(out=tmp_path / "x").split("  - {name: cold")[0] + f"""
+  - {{name: longer, <<: *rl, steps: 6, snapshots: 4}}
+  - {{name: voted, kind: evaluate, init: longer, template: zero, k: 3, domains: [reasoning]}}
+  - {{name: mute, kind: evaluate, init: longer, template: zero, forbid: ["{answer}", "<think>"]}}
+"""
+    (tmp_path / "c.yaml").write_text(text)
+    pipeline.run(config.load(tmp_path / "c.yaml"))
+    at = lambda name: json.loads((tmp_path / "x" / name / "eval.json").read_text())  # noqa: E731
+    assert list(at("longer/step4")["reasoning"]["each"].values()) and "general" not in at("longer/step4")
+    assert not (tmp_path / "x/longer/step6").exists() and not (tmp_path / "x/longer/step4/state").exists()
+    assert at("voted")["k"] == 3 and "cons@3" in at("voted")["reasoning"] and "general" not in at("voted")
+    said = [json.loads(line)["completion"] for line in (tmp_path / "x/mute/eval_samples.jsonl").read_text().splitlines()]
+    assert said and not any(answer in s or "<think>" in s for s in said)
+    assert not (tmp_path / "x/voted/model").exists() and "voted" in (tmp_path / "x/report.md").read_text()

@@ -98,6 +98,24 @@ def test_every_step_of_a_worked_solution_is_true(family, level):
             assert [w == "对" for w in re.findall("不对|对", steps["zh"])] == [v == answer["target"] for v in last]
 
 
+@pytest.mark.parametrize("family", ["chain", "word"])
+@pytest.mark.parametrize("lang", world.LANGS)
+def test_checks_find_every_slip_and_mend_it(family, lang):
+    """Without its checks a solution is the plain one; every check is true, finds fault where there is one, and nowhere else."""
+    rng, slips, sums = random.Random(f"{family}/{lang}"), 0, 0
+    check, good, wrong = {"en": (", check ", ", good", ", wrong, again "), "zh": ("，检查", "，对", "，不对，重算")}[lang]
+    for _ in range(300):
+        plain = world.make(family, rng, False)[1][lang]
+        text = world.checked(rng, plain, lang)
+        assert re.sub(rf"\d+[+-]\d+=\d+{check}\d+[+-]\d+=\d+{wrong}", "", re.sub(rf"{check}\d+[+-]\d+=\d+{good}", "", text)) == plain
+        for a, op, b, c, back, verdict in re.findall(rf"(\d+)([+-])(\d+)=(\d+){check}(\d+[+-]\d+=\d+)({good}|{wrong})", text):
+            first, last = back.split("=")
+            assert value(first) == int(last) and first == f"{c}{'-' if op == '+' else '+'}{b}"
+            assert (verdict == good) == (last == a) == (value(f"{a}{op}{b}") == int(c))
+            slips, sums = slips + (verdict == wrong), sums + 1
+    assert slips / sums == pytest.approx(world.SLIPS, abs=0.04)
+
+
 @pytest.mark.parametrize("family", world.FAMILIES)
 @pytest.mark.parametrize("test", [False, True])
 def test_gold_answers_are_accepted_and_wrong_ones_are_not(family, test):
@@ -151,7 +169,7 @@ def test_phrases_are_translated_and_recoloured_word_by_word():
 
 @pytest.fixture(scope="module")
 def documents() -> list[str]:
-    return list(itertools.islice(world.corpus(5, 0.5, 0.3), 30_000))
+    return list(itertools.islice(world.corpus(5, 0.5, 0.3, 0.1), 30_000))
 
 
 def test_facts_are_those_of_the_reference_pages(documents):
@@ -269,7 +287,7 @@ sys.path.insert(0, {root!r})
 from r1 import world
 from r1.tasks import draw, open_sources
 mix = open_sources({{f: 1 for f in world.FAMILIES}})
-out = [draw(mix, 200, "s", test) for test in (False, True)], list(itertools.islice(world.corpus(3, .2, .3), 300))
+out = [draw(mix, 200, "s", test) for test in (False, True)], list(itertools.islice(world.corpus(3, .2, .3, 0.1), 300))
 print(hashlib.sha256(repr(out).encode()).hexdigest(), [world.is_test(str(i)) for i in range(200)].count(True))
 """
 

@@ -40,7 +40,7 @@ def test_training_merges_by_hand():
 
 
 def test_training_is_deterministic(tmp_path):
-    texts = list(itertools.islice(world.corpus(3, 0.1, 0.4), 300))
+    texts = list(itertools.islice(world.corpus(3, 0.1, 0.4, 0.1), 300))
     for name in "ab":
         Tokenizer.train(iter(texts), 512).save(tmp_path / name)
     for file in ("tokenizer.json", "tokenizer_config.json"):
@@ -89,7 +89,7 @@ def test_no_token_crosses_a_piece(tokenizer):
     cut = re.compile("|".join(map(re.escape, SPECIAL)) + r"| ?[A-Za-z]+|[0-9]{1,2}|[\u4e00-\u9fff]+|\s| ?[^\sA-Za-z0-9\u4e00-\u9fff]")
     rng = random.Random(1)
     texts = ["".join(rng.choice("abc XY  0123456789.,;+-=<>的一是加\n\t") for _ in range(60)) for _ in range(200)]
-    for text in texts + list(itertools.islice(world.corpus(5, 0.5, 0.5), 200)):
+    for text in texts + list(itertools.islice(world.corpus(5, 0.5, 0.5, 0.1), 200)):
         pieces = cut.findall(text)
         assert "".join(pieces) == text
         assert tokenizer.encode(text) == [i for p in pieces for i in tokenizer.encode(p)], text
@@ -265,7 +265,7 @@ def test_a_template_that_fails_is_the_users_error(tokenizer, template):
 
 def sample_texts() -> list[str]:
     rng = random.Random(6)
-    return [random_text(rng) for _ in range(100)] + list(itertools.islice(world.corpus(9, 0.3, 0.3), 100))
+    return [random_text(rng) for _ in range(100)] + list(itertools.islice(world.corpus(9, 0.3, 0.3, 0.1), 100))
 
 
 def test_save_and_load(tokenizer, tmp_path):
