@@ -118,6 +118,7 @@ class Reject(Stage):
     problems: int = 512
     group: int = 8
     keep: int = 2                      # completions kept per problem at most
+    keep_wrong: bool = False           # of the wrong ones too: what the rule's filter is worth
     others: dict[str, float] = field(default_factory=dict)    # domains whose answers need no sampling
     others_problems: int = 0
     sample: Sample = field(default_factory=Sample)
@@ -161,8 +162,6 @@ class Config:
     stages: list[Stage] = field(default_factory=list)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------
-
 def load(path: str | Path, overrides: list[str] = ()) -> Config:
     """The config of a file, with `key=value` overrides such as `out=runs/x` or `zero.optim.lr=1e-4`.
 
@@ -195,6 +194,7 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
         raise UserError(f"{path}: cannot be read: {e}") from e
     if not isinstance(raw := read_yaml(text, str(path)), dict):
         raise UserError(f"{path}: a config is a mapping of keys to values, found {type(raw).__name__}")
+    below: dict = {}
     if "extends" in raw:
         below = _read(path.parent / str(raw.pop("extends")), (*seen, path.resolve()))
         changes = raw.pop("set", {})
@@ -202,14 +202,13 @@ def _read(path: Path, seen: tuple[Path, ...] = ()) -> dict:
             raise UserError(f"{path}: set must be a mapping of dotted keys to values, found {changes!r}")
         for key, value in changes.items():
             _set(below, str(key), value, str(path))
-        if isinstance(raw.get("stages"), list):
-            raw["stages"] = _alike(raw["stages"], below.get("stages"), str(path))
-        raw = {**below, **raw}
-    return raw
+    if isinstance(raw.get("stages"), list):
+        raw["stages"] = _alike(raw["stages"], below.get("stages"), str(path))
+    return {**below, **raw}
 
 
 def _alike(listed: list, below: Any, file: str) -> list:
-    """Stages of the file below by their names, and such as are `like` an earlier one but for the keys that they give."""
+    """Stages of the file below by their names; and such as are `like` an earlier one, but for the keys that they give."""
     known, out = {str(s["name"]): s for s in below or [] if isinstance(s, dict) and "name" in s}, []
     for s in listed:
         model = s if isinstance(s, str) else s.get("like") if isinstance(s, dict) else None
@@ -278,8 +277,6 @@ def _check(config: Config, file: str) -> None:
     for s in config.stages:
         _check_stage(s, f"{file}: {s.name}", config, before)
         before[s.name] = s.kind
-    if len(set(config.seeds)) < len(config.seeds):
-        raise UserError(f"{file}: seeds {config.seeds}: one stands twice")
     _check_values(config.evaluate, f"{file}: evaluate")
     if config.sandbox not in CHOICES["sandbox"]:
         raise UserError(f"{file}: sandbox is {config.sandbox!r}{nearest(config.sandbox, CHOICES['sandbox'])}")
@@ -350,5 +347,4 @@ def _check_values(part: Any, at: str) -> None:
             raise UserError(f"{at}.betas must be two numbers from 0 up to 1, found {value}")
 
 
-def to_dict(config: Any) -> dict:
-    return dataclasses.asdict(config)
+to_dict = dataclasses.asdict

@@ -54,6 +54,7 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
         domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
         for each in folder.snapshots() if domains else []:
             run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)
+            each.clear()
         if stage.kind != "reject" and domains:
             run_evaluation(replace(cfg.evaluate, domains=domains, k=getattr(stage, "k", cfg.evaluate.k)), stage, folder)
         folder.clear()

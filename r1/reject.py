@@ -35,7 +35,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
         left = judged(groups)
         if not left:
             raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
-        kept = [s for group in left for s in choose(group, cfg.keep)]
+        kept = [s for group in left for s in choose(group, cfg.keep, cfg.keep_wrong)]
         counts = {"sampled": len(left) * cfg.group, "problems": len(left), "unjudged_groups": len(groups) - len(left),
                   "right": sum(s.score.parts["accuracy"] == 1 for g in left for s in g),
                   "readable_right": sum(good(s) for g in left for s in g), "kept": len(kept)}
@@ -54,13 +54,13 @@ def reject(cfg: Reject, folder: Folder) -> None:
     folder.log_samples([{"step": 0, **s} for p in pieces for s in p["samples"]][:20])
 
 
-def good(s: Scored) -> bool:
-    return s.score.parts["accuracy"] == 1 and is_readable(s.problem, s.text) and s.rollout.finish == "eos"
+def good(s: Scored, wrong: bool = False) -> bool:
+    return (wrong or s.score.parts["accuracy"] == 1) and is_readable(s.problem, s.text) and s.rollout.finish == "eos"
 
 
-def choose(group: list[Scored], keep: int) -> list[Scored]:
-    """Right, readable and different from each other, the shortest first; at most `keep` of them."""
-    unique = {s.text: s for s in group if good(s)}
+def choose(group: list[Scored], keep: int, wrong: bool = False) -> list[Scored]:
+    """Right (or `wrong` too), readable and different from each other, the shortest first; at most `keep` of them."""
+    unique = {s.text: s for s in group if good(s, wrong)}
     return sorted(unique.values(), key=lambda s: len(s.rollout.ids))[:keep]
 
 
@@ -83,8 +83,9 @@ def other_domains(cfg: Reject, folder: Folder) -> list[Problem]:
 
 
 def direct(p: Problem) -> str:
-    """The world's own answer, with one sentence for thinking."""
-    return form(world.REMARKS[p.task][p.lang], world.answer_text(p), p.lang)
+    """The world's own answer, with one sentence for thinking; for what needs reasoning, without a thought."""
+    answer = world.answer_text(p)
+    return form(world.REMARKS[p.task][p.lang], answer, p.lang) if p.task in world.REMARKS else f"<answer>{answer}</answer>"
 
 
 def row(p: Problem, completion: str) -> dict:

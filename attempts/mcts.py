@@ -1,0 +1,238 @@
+"""What did not work, 2: tree search. R1 v1 4.2 tells the attempt without numbers: answers in parts, a search guided by a value model,
+actor and value trained on what the search finds, and again.
+
+    python attempts/mcts.py configs/findings/search.yaml
+
+Needs the stages `base` and `zero` of that config. For every seed, ROUNDS times: search on training problems, fine-tune the actor on the
+right answers found, train the value on every step. Then, on held-out problems: the last actor alone; its search; and as many plain
+samples as the search's tokens pay for, by majority.
+"""
+import json
+import math
+import random
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from r1 import config, sandbox  # noqa: E402
+from r1.accuracy import accuracy, find_answer  # noqa: E402
+from r1.checkpoint import load_model, save_model  # noqa: E402
+from r1.config import Optim, Sample  # noqa: E402
+from r1.context import Causal  # noqa: E402
+from r1.hf_config import eos_ids  # noqa: E402
+from r1.losses import cross_entropy  # noqa: E402
+from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs  # noqa: E402
+from r1.runtime import Folder, pick_device  # noqa: E402
+from r1.sampler import generate  # noqa: E402
+from r1.tasks import draw, draw_distinct, open_sources  # noqa: E402
+from r1.tokenizer import Tokenizer  # noqa: E402
+from r1.types import Example, Problem  # noqa: E402
+
+ROUNDS, TRAIN, TEST = 2, 300, 200          # problems
+SIMULATIONS, CHILDREN, C = 24, 3, 1.0      # per problem; expansions of a node at most (the paper: capped, too); UCT's constant
+STEP = re.compile(r"(?:[.。]|</think>|</answer>)$")
+
+
+@dataclass
+class Node:
+    """A beginning of an answer: its ids behind the prompt, and what was seen below it."""
+
+    ids: list[int]
+    done: bool = False
+    parent: "Node | None" = None
+    children: "list[Node]" = field(default_factory=list)
+    visits: int = 0
+    total: float = 0.0
+
+    def worth(self) -> float:
+        """UCT, Kocsis and Szepesvari 2006."""
+        return math.inf if not self.visits else self.total / self.visits + C * math.sqrt(math.log(self.parent.visits) / self.visits)
+
+
+class Value(nn.Module):
+    """How likely an answer that begins like this ends right: a language model's body and one number."""
+
+    def __init__(self, body: nn.Module):
+        super().__init__()
+        self.body, self.head = body, nn.Linear(body.cfg.hidden_size, 1)
+
+    def forward(self, rows: list[list[int]]) -> torch.Tensor:
+        """Rows of ids -> logits (B,) at the last token of each."""
+        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
+        for b, row in enumerate(rows):
+            ids[b, :len(row)] = torch.tensor(row)
+        last = torch.tensor([len(r) - 1 for r in rows])
+        return self.head(self.body.hidden(ids, Causal())[torch.arange(len(rows)), last]).squeeze(-1)
+
+
+def select(root: Node) -> Node:
+    """Down to a node that may still get a child, or that is an answer."""
+    node = root
+    while len(node.children) == CHILDREN and not node.done:
+        node = max(node.children, key=Node.worth)
+    return node
+
+
+def search(model, value: Value, tokenizer: Tokenizer, eos: list[int], prompts: list[list[int]], sample: Sample, seed: int) -> tuple[list[Node], int]:
+    """One tree for every prompt, all of them a simulation further at a time. Returns the roots, and the tokens drawn."""
+    roots, spent = [Node([]) for _ in prompts], 0
+    ends = lambda ids: bool(STEP.search(tokenizer.decode(ids)))  # noqa: E731
+    for simulation in range(SIMULATIONS):
+        leaves = [select(r) for r in roots]
+        grow = [i for i, leaf in enumerate(leaves) if not leaf.done]
+        room = [sample.max_new_tokens - len(leaves[i].ids) for i in grow]
+        drawn = generate(model, [prompts[i] + leaves[i].ids for i in grow], 1, sample, seed + simulation, eos, limits=room, stop=ends)
+        for i, (r,) in zip(grow, drawn, strict=True):
+            spent += len(r.ids)
+            child = Node(leaves[i].ids + r.ids, r.finish != "stop", leaves[i])
+            leaves[i].children.append(child)
+            leaves[i] = child
+        with torch.no_grad():
+            worth = torch.sigmoid(torch.cat([value([p + n.ids for p, n in zip(prompts[i:i + 64], leaves[i:i + 64], strict=True)])
+                                             for i in range(0, len(prompts), 64)]))
+        for node, x in zip(leaves, worth.tolist(), strict=True):
+            while node is not None:
+                node.visits, node.total, node = node.visits + 1, node.total + x, node.parent
+    return roots, spent
+
+
+def nodes(root: Node) -> list[Node]:
+    return [root, *(n for child in root.children for n in nodes(child))]
+
+
+def text(tokenizer: Tokenizer, node: Node, eos: list[int]) -> str:
+    return tokenizer.decode([i for i in node.ids if i not in eos])
+
+
+def chosen(problem: Problem, root: Node, value: Value, prompt: list[int], tokenizer: Tokenizer, eos: list[int]) -> str | None:
+    """The finished answer that the value holds to be likeliest, answers of one mind together."""
+    ended = [n for n in nodes(root) if n.done]
+    if not ended:
+        return None
+    with torch.no_grad():
+        worth = torch.sigmoid(value([prompt + n.ids for n in ended])).tolist()
+    votes, example = Counter(), {}
+    for n, x in zip(ended, worth, strict=True):
+        said = find_answer(problem, whole := text(tokenizer, n, eos))
+        if said is not None:
+            votes["".join(said.split())] += x
+            example.setdefault("".join(said.split()), whole)
+    return example[votes.most_common(1)[0][0]] if votes else None
+
+
+def train_value(base: Path, seen: list[tuple[list[int], float]], seed: int) -> Value:
+    """On beginnings of answers and how they ended."""
+    value, rng = Value(load_model(base)), random.Random(seed)
+    optimizer = torch.optim.AdamW(value.parameters(), lr=3e-4)
+    for _ in range(2):
+        rng.shuffle(seen)
+        for i in range(0, len(seen), 64):
+            part = seen[i:i + 64]
+            loss = F.binary_cross_entropy_with_logits(value([r for r, _ in part]), torch.tensor([x for _, x in part]))
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return value.eval()
+
+
+def fine_tune(base: Path, right: list[tuple[list[int], list[int]]], o: Optim, seed: int):
+    """The base, taught the right answers found; four epochs of 16, as in the stage dev1."""
+    model, rng, batch = load_model(base), random.Random(seed), 16
+    optimizer, steps = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay), 4 * (len(right) // batch)
+    order = [r for _ in range(4) for r in rng.sample(right, len(right))]
+
+    def loss_fn(b):
+        logp, _ = supervised_logprobs(model, b)
+        return cross_entropy(logp, b.mask, b.w), {}
+
+    for step in range(steps):
+        part = order[step * batch:(step + 1) * batch]
+        total = sum(len(ids) for _, ids in part)
+        optimise(model, optimizer, [Example(p + ids, [0] * len(p) + [1] * len(ids), w=1 / total) for p, ids in part], loss_fn,
+                 lr_at(step, steps, o.lr, 5, 0.1, "cosine"), 16384, 1.0)
+    return model
+
+
+def first_seen(model, tokenizer, eos, prompts, problems, sample, seed) -> list[tuple[list[int], float]]:
+    """Before there is a value: every step of plain samples, and how they ended."""
+    seen = []
+    for problem, prompt, group in zip(problems, prompts, generate(model, prompts, 4, sample, seed, eos), strict=True):
+        for r in group:
+            right = float(accuracy(problem, tokenizer.decode([i for i in r.ids if i not in eos]))[0])
+            ends = [n for n in range(1, len(r.ids)) if STEP.search(tokenizer.decode(r.ids[:n]))] + [len(r.ids)]
+            seen += [(prompt + r.ids[:n], right) for n in ends]
+    return seen
+
+
+def attempt(cfg: config.Config) -> dict:
+    """One seed: the rounds, then the comparison."""
+    zero = next(s for s in cfg.stages if s.name == "zero")
+    folder = Folder(Path(cfg.out), "mcts", cfg.seed, pick_device("cpu"), cfg.templates)
+    base, template = folder.find_model(zero.init), folder.template(zero.template)
+    tokenizer, eos, sample = Tokenizer.load(base), eos_ids(base), zero.sample
+    asked = lambda problems: [tokenizer.encode(template.replace("{prompt}", p.prompt) + "<think>") for p in problems]  # noqa: E731
+    model, result, seen, right = load_model(base), {"rounds": []}, [], []
+    for n in range(ROUNDS):
+        problems = draw(open_sources(zero.data), TRAIN, f"{cfg.seed}/mcts/{n}")
+        prompts = asked(problems)
+        if not seen:
+            seen = first_seen(model, tokenizer, eos, prompts, problems, sample, cfg.seed)
+        roots, spent = search(model, train_value(base, seen, cfg.seed), tokenizer, eos, prompts, sample, 1000 * n)
+        for problem, prompt, root in zip(problems, prompts, roots, strict=True):
+            for node in (x for x in nodes(root) if x.done):
+                ok, path = float(accuracy(problem, text(tokenizer, node, eos))[0]), node
+                right += [(prompt, node.ids)] * int(ok)
+                while path.parent is not None:
+                    seen, path = [*seen, (prompt + path.ids, ok)], path.parent
+        model = fine_tune(base, right, Optim(lr=1e-3), cfg.seed)
+        result["rounds"].append({"tokens": spent, "found": len(right)} | measure(model, tokenizer, eos, cfg, asked, 16))
+        print(f"seed {cfg.seed} round {n}: {result['rounds'][-1]}", flush=True)
+    save_model(folder.model, model, tokenizer, eos, eos[0])
+    problems = held_out(cfg)
+    prompts, value = asked(problems), train_value(base, seen, cfg.seed)
+    roots, spent = search(model, value, tokenizer, eos, prompts, replace(sample, temperature=1.0), 77)
+    found = [chosen(p, r, value, prompt, tokenizer, eos) for p, r, prompt in zip(problems, roots, prompts, strict=True)]
+    result["search"] = {"tokens": spent, "right": sum(accuracy(p, t)[0] if t else 0 for p, t in zip(problems, found, strict=True)) / len(problems)}
+    length = result["rounds"][-1]["length"]
+    result["plain"] = measure(model, tokenizer, eos, cfg, asked, max(1, round(spent / len(problems) / length)))
+    return result
+
+
+def held_out(cfg: config.Config) -> list[Problem]:
+    return draw_distinct(cfg.evaluate.domains["reasoning"], TEST, "test/reasoning", test=True)
+
+
+def measure(model, tokenizer, eos, cfg: config.Config, asked, k: int) -> dict:
+    """pass@1 and the majority of k samples on held-out problems."""
+    problems, one, most, length = held_out(cfg), 0.0, 0, 0.0
+    for problem, group in zip(problems, generate(model, asked(problems), k, cfg.evaluate.sample, 5, eos), strict=True):
+        texts = [tokenizer.decode([i for i in r.ids if i not in eos]) for r in group]
+        right = [accuracy(problem, t)[0] for t in texts]
+        votes = Counter("".join(a.split()) for t in texts if (a := find_answer(problem, t)) is not None)
+        best = votes.most_common(1)[0][0] if votes else None
+        most += next((r for t, r in zip(texts, right, strict=True) if "".join((find_answer(problem, t) or "").split()) == best), False)
+        one, length = one + sum(right) / k, length + sum(len(r.ids) for r in group) / k
+    return {"k": k, "pass@1": one / len(problems), "vote": most / len(problems), "length": length / len(problems)}
+
+
+def main() -> None:
+    for cfg in config.each_seed(config.load(sys.argv[1], sys.argv[2:])):
+        if cfg.sandbox == "unprotected":
+            sandbox.allow_unprotected()
+        file = Path(cfg.out) / "mcts" / "result.json"
+        if not file.is_file():
+            result = attempt(cfg)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
