@@ -18,9 +18,8 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1 import config, evaluate, grpo, pipeline, sandbox  # noqa: E402
+from r1 import config, grpo, pipeline, sandbox  # noqa: E402
 from r1.checkpoint import load_model  # noqa: E402
-from r1.data import collate  # noqa: E402
 from r1.hf_config import eos_ids  # noqa: E402
 from r1.losses import grpo_loss  # noqa: E402
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs  # noqa: E402

@@ -40,7 +40,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid:
         began, problems = time.perf_counter(), draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
         groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
         return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups),
-                            "each": {g[0].problem.id: sum(s.score.parts["accuracy"] for s in g) / len(g) for g in groups}},
+                            "each": {g[0].problem.id: (sum(s.score.parts["accuracy"] for s in g) / len(g), majority(g)) for g in groups}},
                 "rows": [{"domain": domain, **s.record()} for g in groups for s in g], "seconds": time.perf_counter() - began}
 
     found = {domain: folder.remember(f"eval-{domain}", lambda d=domain, m=mix: measure(d, m), setting) for domain, mix in cfg.domains.items()}
