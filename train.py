@@ -32,10 +32,10 @@ def main() -> int:
 
 
 def show(cfg: config.Config) -> None:
-    print(cfg.out)
+    stop.say(cfg.out)
     for s in cfg.stages:
         done = (Path(cfg.out) / s.name / "done.json").is_file()
-        print(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
+        stop.say(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
 
 
 if __name__ == "__main__":

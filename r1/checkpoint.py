@@ -72,8 +72,13 @@ def save_model(path, model: Transformer, tokenizer=None, eos_ids=(), pad_id: int
 
     A model already at `path` is replaced, with all that lies beside it; UserError if that is no model, or the disk is full.
     All ranks take part, and the first writes."""
-    path, tensors = Path(os.path.realpath(path)), {}
+    path, tensors, layers = Path(os.path.realpath(path)), {}, dict(model.named_modules())
     for name, p in model.named_parameters():           # names a tied weight once
+        layer, _, part = name.rpartition(".")
+        if hasattr(layers[layer], "merged") and part != "bias":         # an adapter goes into the weight that it belongs to
+            if part != "weight":
+                continue
+            p = layers[layer].merged()
         full = ranks.whole(p.detach())
         if ranks.rank() == 0:
             tensors[_hf_name(name)] = full.cpu()

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1.config_rules import check
 from r1.strict import build, nearest, read_yaml
 from r1.types import UserError
 
@@ -41,6 +41,15 @@ class Optim:
     micro_tokens: int = 16384          # per forward, with padding, shared prompts once; changes memory, never the gradient
     recompute: bool = False            # keep no activations inside a layer: less memory, a third more time
     bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
+
+
+@dataclass
+class LoRA:
+    """Low-rank adapters instead of all weights."""
+
+    rank: int = 0                      # 0: all weights are trained
+    alpha: float = 32                  # the adapters count alpha / rank
+    targets: list[str] = field(default_factory=lambda: "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split())
 
 
 @dataclass
@@ -79,6 +88,7 @@ class SFT(Stage):
     epochs: int = 2
     batch: int = 64                    # examples per step
     limit: int = 0                     # use only so many examples; 0: all
+    lora: LoRA = field(default_factory=LoRA)
     optim: Optim = field(default_factory=Optim)
 
 
@@ -105,6 +115,7 @@ class GRPO(Stage):
     inner_epochs: int = 1
     truncated: str = "keep"            # "keep" or "drop": completions cut at the limit, in the loss
     dynamic: int = 0                   # extra sampling rounds that replace groups of one mind (DAPO)
+    lora: LoRA = field(default_factory=LoRA)
     snapshots: int = 0                 # keep the model every so many steps, evaluated on the first domain; 0: the last alone
     optim: Optim = field(default_factory=Optim)
 
@@ -178,7 +189,7 @@ def parse(raw: dict, file: str, overrides: list[str] = ()) -> Config:
         _set(raw, key, read_yaml(value, f"command line: {key}"), "command line")
     config = build(Config, {k: v for k, v in raw.items() if k != "stages"}, file, "")
     config.stages = _stages(raw.get("stages", []), file)
-    _check(config, file)
+    check(config, file)
     return config
 
 
@@ -260,91 +271,6 @@ def _stages(raw: Any, file: str) -> list[Stage]:
             raise UserError(f"{file}: {name} has the kind {kind!r}{nearest(kind, list(KINDS))}")
         out.append(build(KINDS[kind], item, file, name))
     return out
-
-
-def _check(config: Config, file: str) -> None:
-    """What no single key can tell: names that must exist, combinations that make no sense."""
-    if not config.stages:
-        raise UserError(f"{file}: there are no `stages`, so there is nothing to run")
-    for name, text in config.templates.items():
-        if text.count("{prompt}") != 1 or name == "chat":
-            raise UserError(f"{file}: templates.{name} must be a text with one {{prompt}} in it, under a name other than chat")
-    names = [s.name for s in config.stages]
-    for name in names:
-        if names.count(name) > 1 or name in ("", ".", "..") or "/" in name:
-            raise UserError(f"{file}: {name!r}: a stage needs a name of its own that can be a folder's")
-    before: dict[str, str] = {}                  # name -> kind
-    for s in config.stages:
-        _check_stage(s, f"{file}: {s.name}", config, before)
-        before[s.name] = s.kind
-    _check_values(config.evaluate, f"{file}: evaluate")
-    if config.sandbox not in CHOICES["sandbox"]:
-        raise UserError(f"{file}: sandbox is {config.sandbox!r}{nearest(config.sandbox, CHOICES['sandbox'])}")
-    for name, mix in config.evaluate.domains.items():
-        _check_mix(mix, f"{file}: evaluate.domains.{name}")
-
-
-def _check_stage(s: Stage, at: str, config: Config, before: dict[str, str]) -> None:
-    _check_values(s, at)
-    later = [o.name for o in config.stages if o.name not in before]
-    if s.kind != "pretrain" and not s.init:
-        raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
-    if s.init in later:
-        raise UserError(f"{at} starts from {s.init!r}, which is not before it")
-    if before.get(s.init) in ("reject", "evaluate"):
-        raise UserError(f"{at} starts from {s.init!r}, a stage that makes no model")
-    for domain in s.domains:
-        if domain not in config.evaluate.domains:
-            raise UserError(f"{at} is evaluated on {domain!r}{nearest(domain, list(config.evaluate.domains))}")
-    template = getattr(s, "template", "chat")
-    if template != "chat" and template not in config.templates:
-        raise UserError(f"{at} uses the template {template!r}{nearest(template, ['chat', *config.templates])}")
-    if isinstance(s, SFT):
-        if not s.data:
-            raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")
-        for source in s.data:
-            if source in later or before.get(source, "reject") != "reject":
-                raise UserError(f"{at} takes data from {source!r}, which is no stage of kind reject before it")
-    if isinstance(s, (GRPO, Reject)):
-        _check_mix(s.data, f"{at}.data")
-    if isinstance(s, Reject) and s.others_problems:
-        _check_mix(s.others, f"{at}.others")
-    if isinstance(s, GRPO):
-        if s.sample.top_p < 1 or s.sample.top_k:
-            raise UserError(f"{at}: RL samples from the whole distribution that it trains; remove sample.top_p and sample.top_k")
-        if s.sample.temperature == 0:
-            raise UserError(f"{at}: RL needs sample.temperature above 0")
-        if s.problems % s.minibatches:
-            raise UserError(f"{at}: problems ({s.problems}) must be a multiple of minibatches ({s.minibatches})")
-
-
-def _check_mix(mix: dict[str, float], where: str) -> None:
-    if not mix or min(mix.values()) < 0 or not 0 < sum(mix.values()) < math.inf:
-        raise UserError(f"{where} must be a mapping of sources to weights, e.g. {{chain: 1, word: 1}}, found {mix}")
-
-
-# Numbers are at least 0, these at least 1.
-COUNTS = frozenset("save_every vocab_size rows row_tokens epochs batch problems group k minibatches inner_epochs ref_every "
-                   "max_new_tokens max_rows micro_tokens".split())
-CHOICES = {"sandbox": ["strict", "unprotected"],
-           "schedule": ["constant", "cosine"], "aggregate": ["sequence", "token", "constant"], "truncated": ["keep", "drop"]}
-
-
-def _check_values(part: Any, at: str) -> None:
-    """Ranges: what would end in a traceback, or be taken in silence for something else."""
-    for key, value in vars(part).items():
-        if dataclasses.is_dataclass(value):
-            _check_values(value, f"{at}.{key}")
-        elif key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"{at}.{key} is {value!r}{nearest(value, CHOICES[key])}")
-        elif key == "timeout" and not value > 0:
-            raise UserError(f"{at}.timeout must be above 0 seconds, found {value}")
-        elif isinstance(value, (int, float)) and not value >= (key in COUNTS):     # NaN too
-            raise UserError(f"{at}.{key} must be at least {int(key in COUNTS)}, found {value}")
-        elif key == "top_p" and not 0 < value <= 1:
-            raise UserError(f"{at}.top_p must be above 0 and at most 1, found {value}")
-        elif key == "betas" and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
-            raise UserError(f"{at}.betas must be two numbers from 0 up to 1, found {value}")
 
 
 to_dict = dataclasses.asdict

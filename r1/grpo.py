@@ -22,7 +22,7 @@ import time
 
 import torch
 
-from r1 import checkpoint, ranks
+from r1 import checkpoint, lora, ranks
 from r1.config import GRPO
 from r1.losses import advantages, grpo_loss, token_weight
 from r1.hf_config import eos_ids
@@ -40,13 +40,13 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     """A model and problems that rules can check -> the model after RL."""
     start = folder.find_model(cfg.init)
     o, tokenizer, eos = cfg.optim, Tokenizer.load(start), eos_ids(start)
-    policy = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16, o.recompute)
-    reference = ranks.shard(checkpoint.load_model(start, folder.device), o.bf16) if cfg.kl_coef else None
+    policy = ranks.shard(lora.adapt(checkpoint.load_model(start, folder.device), cfg.lora, folder.seed), o.bf16, o.recompute)
+    reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
     sources, template = open_sources(cfg.data), folder.template(cfg.template)
     check_weights(cfg.reward, bool(cfg.reward_function))
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
-    done = folder.resume(policy, optimizer, reference)
+    done = folder.resume(policy, optimizer, None if reference is policy else reference)
 
     for step in folder.steps(cfg, done, cfg.steps):
         optimizer.zero_grad(set_to_none=True)                  # sampling needs the memory
@@ -65,7 +65,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
         began = time.perf_counter()
         update = learn(policy, reference, optimizer, make_examples(groups, adv), cfg,
                        lr_at(step, cfg.steps, o.lr, o.warmup, o.final, o.schedule), f"{folder.seed}/{step}")
-        if reference and (step + 1) % cfg.ref_every == 0:
+        if reference and reference is not policy and (step + 1) % cfg.ref_every == 0:
             reference.load_state_dict(policy.state_dict())
         metrics = {**describe(groups, adv), **update, **seconds, "time_update": time.perf_counter() - began,
                    "unjudged_groups": len(sampled) - len(groups)}
@@ -118,7 +118,7 @@ def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.o
     def loss_fn(b: Batch):
         logp, entropy = supervised_logprobs(policy, b, cfg.sample.temperature)
         if reference:
-            with torch.no_grad():
+            with torch.no_grad(), lora.off(reference):
                 b.ref_logp, _ = supervised_logprobs(reference, b, cfg.sample.temperature)
         loss, sums = grpo_loss(logp, None if on_policy else b.old_logp, b.adv, b.mask, b.w, cfg.clip_low,
                                cfg.clip_high, b.ref_logp, cfg.kl_coef)

@@ -84,7 +84,7 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
         return ready(x)
     if len(layers) == 1:
         return layers[0](x)
-    if not torch.is_autocast_enabled(x.device.type):        # one product would keep a copy of the weights for the backward
+    if not torch.is_autocast_enabled(x.device.type) or any(hasattr(layer, "merged") for layer in layers):        # one product would keep a copy of the weights for the backward
         return torch.cat([layer(x) for layer in layers], dim=-1)
     dtype = torch.get_autocast_dtype(x.device.type)         # as autocast does anyway; cast before they are put together
     bias = torch.cat([layer.bias for layer in layers]) if layers[0].bias is not None else None
@@ -94,7 +94,8 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
 def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
     """`linear` of these layers for many forwards without a backward: weights cast once, and on x86 CPUs in the blocked order
     that oneDNN computes in, which it would otherwise make anew in every call."""
-    weight = torch.cat([layer.weight.to(dtype) for layer in layers]) if len(layers) > 1 else layers[0].weight.to(dtype)
+    weights = [(layer.merged() if hasattr(layer, "merged") else layer.weight).to(dtype) for layer in layers]
+    weight = torch.cat(weights) if len(layers) > 1 else weights[0]
     bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
             dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-from r1 import ranks, world
+from r1 import lora, ranks, world
 from r1.checkpoint import load_model
 from r1.config import SFT, Pretrain
 from r1.data import pack
@@ -68,7 +68,7 @@ def _encoded(documents, tokenizer: Tokenizer):
 def sft(cfg: SFT, folder: Folder) -> None:
     """A model and conversations -> the model fine-tuned on their completions."""
     start = folder.find_model(cfg.init)
-    model, tokenizer = load_model(start, folder.device), Tokenizer.load(start)
+    model, tokenizer = lora.adapt(load_model(start, folder.device), cfg.lora, folder.seed), Tokenizer.load(start)
     examples = read_examples(cfg, folder, tokenizer, model.cfg.max_position_embeddings)
     per_epoch = -(-len(examples) // cfg.batch)
 

@@ -179,7 +179,7 @@ def test_an_unknown_key_names_file_key_and_nearest(tmp_path, override, key, near
     """On every level; where no name is near all of them are told."""
     said = refused(tmp_path, override)
     assert said.startswith(f"{tmp_path}/c.yaml: unknown key {key!r}")
-    assert said.endswith(f"did you mean {near!r}?" if near else "data, template, epochs, batch, limit, optim)")
+    assert said.endswith(f"did you mean {near!r}?" if near else "data, template, epochs, batch, limit, lora, optim)")
     name, *rest = key.split(".")
     assert refused(tmp_path, text=BASE + "sed: 1\n").endswith("c.yaml: unknown key 'sed'; did you mean 'seed'?")
 
