@@ -72,7 +72,7 @@ class Pretrain(Stage):
     vocab_size: int = 768              # of the tokenizer trained first; with `init`, its tokenizer is taken
     thinks: float = 0.1                # share of the corpus's conversations that think before they answer
     mixes: float = 0.3                 # share of solutions to Chinese problems in English; of the reverse, a quarter of it
-    checks: float = 0.1                # share of solutions that check every sum
+    checks: float = 0.3                # share of solutions that check every sum
     steps: int = 1000
     rows: int = 32                     # per step
     row_tokens: int = 192

@@ -17,7 +17,7 @@ from r1.types import Problem
 LANGS = ("en", "zh")
 TOP = 99      # no number of the world is larger ...
 SMALL = 60    # ... and none in Countdown and in programs larger than this
-STEP = 19     # the most that is added or taken away at once
+STEP = 19     # the most that a chain adds or takes away at once
 SLIPS = 0.15  # share of checked sums that went wrong at first
 ZERO_TEMPLATE = "Think in <think></think>, answer in <answer></answer>.\nUser: {prompt}\nAssistant:"
 PLAIN_TEMPLATE = "User: {prompt}\nAssistant:"
@@ -99,7 +99,7 @@ def word(rng: random.Random, level: int) -> Made:
             key.append(f"bags{bags}x{each}")
         else:
             sign, verb_en, verb_zh = EVENTS[event]
-            some = rng.randint(1, min(STEP, TOP - total if sign > 0 else total))
+            some = rng.randint(1, min(9, TOP - total if sign > 0 else total))
             n = sign * some
             line = f"{total}{n:+d}={total + n}"
             story.append((f" {en} {verb_en} {some}.", f"{zh}{verb_zh}{some}个。"))
