@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from r1 import sandbox
+from r1 import hub, sandbox
 from r1.config import Evaluate, Sample
 from r1.explain import explain, find
 from r1.files import write_text
@@ -68,8 +68,9 @@ def main() -> int:
         from r1.runtime import pick_device
         from r1.tokenizer import Tokenizer
 
-        model = load_model(args.model, pick_device("auto"))
-        tokenizer, eos = Tokenizer.load(args.model), eos_ids(args.model)
+        folder = hub.fetch_model(args.model) if hub.is_id(args.model) and not Path(args.model).is_dir() else Path(args.model)
+        model = load_model(folder, pick_device("auto"))
+        tokenizer, eos = Tokenizer.load(folder), eos_ids(folder)
         if args.data:
             measure(args, model, tokenizer, eos)
         elif args.prompt is not None:

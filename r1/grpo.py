@@ -42,7 +42,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     o, tokenizer, eos = cfg.optim, Tokenizer.load(start), eos_ids(start)
     policy = ranks.shard(lora.adapt(checkpoint.load_model(start, folder.device), cfg.lora, folder.seed), o.bf16, o.recompute)
     reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
-    sources, template = open_sources(cfg.data), folder.template(cfg.template)
+    sources, template = open_sources(cfg.data, folder.evaluated), folder.template(cfg.template)
     check_weights(cfg.reward, bool(cfg.reward_function))
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)

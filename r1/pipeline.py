@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from r1 import config as cfgs, evaluate as evaluation, ranks, sandbox, stop
+from r1 import config as cfgs, evaluate as evaluation, hub, ranks, sandbox, stop
 from r1.files import load_json, write_text
 from r1.grpo import grpo
 from r1.reject import reject
@@ -18,7 +18,7 @@ from r1.rewards import check_weights, load_reward
 from r1.runtime import Folder, hardware, locked, pick_device
 from r1.strict import nearest
 from r1.supervised import pretrain, sft, shape
-from r1.tasks import open_sources
+from r1.tasks import evaluated, open_sources
 from r1.types import UserError
 
 STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject, "evaluate": lambda stage, folder: None}
@@ -40,8 +40,9 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
+            held = evaluated(cfg.evaluate.domains.values())
             for stage in stages:
-                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates))
+                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held))
         tell(f"Report: {root / 'report.html'}")
 
 
@@ -98,7 +99,7 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage]) -> None:
     """What would end one of these stages hours later, found before the first begins."""
     names = [s.name for s in cfg.stages]
     for s in stages:
-        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists():
+        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists() and not hub.is_id(s.init):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
         if isinstance(s, cfgs.Pretrain):
             shape(s, s.vocab_size)

@@ -27,7 +27,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
     start = folder.find_model(cfg.init)
     model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start)
-    problems = list({p.id: p for p in draw(open_sources(cfg.data), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
+    problems = list({p.id: p for p in draw(open_sources(cfg.data, folder.evaluated), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
 
     def sift(at: int) -> dict:
         groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], folder.template(cfg.template), cfg.sample, cfg.group,

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from r1 import checkpoint, ranks, stop
+from r1 import checkpoint, hub, ranks, stop
 from r1.config import Stage
 from r1.files import append_text, digest, digests, jsonl, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
@@ -39,6 +39,7 @@ class Folder:
     seed: int
     device: str
     templates: dict[str, str]
+    evaluated: set[str] = field(default_factory=set, repr=False)     # runs of words in the problems that are evaluated: not trained on
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
     saving: float = 0.0                                         # seconds in it
     models: dict[str, nn.Module] = field(default_factory=dict)  # what a state is of
@@ -63,8 +64,8 @@ class Folder:
         return [self.snapshot(step) for step in found]
 
     def find_model(self, init: str) -> Path:
-        """The model of an earlier stage by its name, else a folder on disk, else what a GGUF file holds: FILE.gguf, or
-        package:NAME for the one in an installed package. It is imported once per run."""
+        """The model of an earlier stage by its name, else a folder on disk, else an id of the hub, else what a GGUF file holds: FILE.gguf,
+        or package:NAME for the one in an installed package. It is imported once per run."""
         ranks.at("finding the model", self.name)
         return ranks.lead(lambda: self._find_model(init))
 
@@ -78,6 +79,8 @@ class Folder:
             return stage
         if Path(init).is_dir():
             return Path(init)
+        if hub.is_id(init):
+            return hub.fetch_model(init)
         if init.startswith("package:") or init.endswith(".gguf"):
             name = init.removeprefix("package:") if init.startswith("package:") else (
                 f"{Path(init).stem}-{hashlib.sha256(os.path.realpath(init).encode()).hexdigest()[:8]}")

