@@ -32,7 +32,7 @@ def test_every_stage_takes_a_step(tmp_path, monkeypatch, tokenizer, make_model, 
         source, train, test = FILES[id]
         file = tmp_path / "hub" / f"{source}-{'test' if pattern == test else 'train'}.jsonl"
         file.parent.mkdir(exist_ok=True)
-        row = test_benchmarks.ROWS[source] | {"test_list": ["assert add(1, 2) == 3"]}
+        row = test_benchmarks.ROWS[source] | {"test_list": ["assert add(1, 2) == 3" if pattern != test else "assert other([4]) == 5"]}
         if pattern == test:          # another question, or what is evaluated would be left out of the training
             row |= {key: "Another one?" for key in ("question", "problem", "text") if key in row}
         file.write_text(json.dumps(row | {"unique_id": pattern}) + "\n")
