@@ -8,6 +8,7 @@ difference is paired by problem). A difference counts beyond two standard errors
 """
 import json
 import math
+import re
 import statistics
 import sys
 from pathlib import Path
@@ -24,7 +25,8 @@ Mean = tuple[float, float]       # and its standard error
 
 def collect(root: Path) -> None:
     """Evaluations, and of the metrics what is quoted."""
-    for stage in sorted(root.glob("seed*/*")):
+    for stage in sorted(p for p in root.glob("seed*/*") if p.is_dir()):
+        (to := DATA / stage.parent.name / f"{stage.name}.json").unlink(missing_ok=True)
         found = {}
         for file in (f for f in (stage / "eval.json", stage / "result.json", stage / "prm.json") if f.is_file()):
             found[file.stem] = json.loads(file.read_text())
@@ -35,8 +37,7 @@ def collect(root: Path) -> None:
             found["seconds"] = json.loads((stage / "done.json").read_text())["seconds"]
         if (stage / "metrics.jsonl").is_file() and stage.name not in ("base", "student_base"):
             found["metrics"] = [{k: m[k] for k in METRICS if k in m} for m in map(json.loads, (stage / "metrics.jsonl").read_text().splitlines())]
-        if "seconds" in found or "result" in found:
-            to = DATA / stage.parent.name / f"{stage.name}.json"
+        if found.keys() & {"eval", "result"} or "readable_right" in found.get("metrics", [{}])[0]:      # else it is not done yet
             to.parent.mkdir(parents=True, exist_ok=True)
             to.write_text(json.dumps(found, ensure_ascii=False))
 
@@ -163,11 +164,13 @@ def thinking_time() -> tuple[str, str, str]:
 
 
 def aha() -> tuple[str, str, str]:
-    more, pays = value("reflections", "zero", "base"), right("zero", "zero_unchecked")
-    times = [evals(s, "zero", "reasoning")["reflections"] / max(1e-3, evals(s, "base", "reasoning")["reflections"]) for s in have("zero", "base")]
+    first, last, pays = trained("zero", "reflections", first=5), trained("zero", "reflections", last=5), right("zero", "zero_unchecked")
+    top = [max(statistics.mean(m["reflections"] for m in s["zero"]["metrics"][i:i + 5]) for i in range(len(s["zero"]["metrics"]) - 4)) for s in have("zero")]
+    more = joined([b - a for a, b in zip(first, last, strict=True)], [])
     body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden"}, "zero")
     body += "\n" + curves("reflections", "Reflective words while R1-Zero is trained", "a completion", "reflections", {"zero": "R1-Zero"}) + "\n"
-    return (f"reflective words {statistics.mean(times):.1f} times as often; checks are worth {show(pays, sign='+')} points", verdict((more, 1), (pays, 1)), body)
+    return (f"reflective words a sample in training: {show(joined(first, []), digits=2)} at first, up to {show(joined(top, []), digits=2)}, {show(joined(last, []), digits=2)} "
+            f"at the end; then checks are worth {show(pays, sign='+')} points", verdict((more, 1), (pays, 1)), body)
 
 
 def language() -> tuple[str, str, str]:
@@ -250,6 +253,9 @@ def grpo_parts() -> tuple[str, str, str]:
     return (f"{len(differ)} of {len(there)} changes make a difference beyond two standard errors" + (": " + ", ".join(names[n] for n in differ) if differ else ""), "see the table", compared(names, "zero"))
 
 
+TITLE = {"zero": "R1-Zero", "thinking_time": "More thinking time by itself", "aha": "The aha moment", "language": "Language mixing", "stages": "The stages",
+         "cold_start": "The cold start helps RL", "distillation": "Distillation against RL on the small model", "sft_or_rl": "Supervised fine-tuning against RL",
+         "reward": "What is rewarded", "prm": "What did not work: a process reward model", "search": "What did not work: tree search", "grpo_parts": "GRPO's parts"}
 PAPER = {"zero": "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7", "thinking_time": "thinks longer by itself, more on hard problems", "aha": "reflective words 5 to 7 times as often",
          "language": "mixes languages; a reward cures it at a small cost", "stages": "cold start costs reasoning, RL restores it, SFT adds domains, RL keeps all",
          "cold_start": "a cold start makes RL faster", "distillation": "distilling beats RL on the small model: 72.6 against 47.0", "sft_or_rl": "RL needs no supervised data to reason",
@@ -265,14 +271,16 @@ def main() -> None:
         SEEDS[:] = load()
     rows = []
     for i, (name, claim) in enumerate(PAPER.items(), 1):
-        seeds = have(*NEEDS[name].split())
+        anchor = re.sub(r"[^a-z0-9 -]", "", f"{i}. {TITLE[name]}".lower()).replace(" ", "-")
+        head, seeds = f"[{TITLE[name]}](docs/findings.md#{anchor})", have(*NEEDS[name].split())
         if not seeds:
-            rows.append([f"{i}. [{name}](docs/findings.md)", claim, "", "not run yet"])
+            rows.append([head, claim, "", "not run yet"])
             continue
         measured, found, body = globals()[name]()
-        rows.append([f"{i}. [{name}](docs/findings.md)", claim, measured, found + ("" if len(seeds) > 2 else f" ({len(seeds)} seed{'s' * (len(seeds) > 1)})")])
-        put(DOC, f"python docs/results/findings.py  # {name}", f"{measured}: {found}.\n\n{body}")
-    put(README, "python docs/results/findings.py", markdown_table(["finding", "the paper", "here", "verdict"], rows) + "\n")
+        few = "" if len(seeds) > 2 else f" ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
+        rows.append([head, claim, measured, found + few])
+        put(DOC, f"python docs/results/findings.py  # {name}", f"{measured}: {found}{few}.\n\n{body}")
+    put(README, "python docs/results/findings.py", markdown_table(["finding", "the paper", "here", "verdict"], rows).replace("---:", "---") + "\n")
 
 
 if __name__ == "__main__":
