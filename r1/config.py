@@ -141,6 +141,7 @@ class Measure(Stage):
 
     template: str = "chat"
     k: int = 16                        # samples per problem
+    temperature: float = 0.6
     forbid: list[str] = field(default_factory=list)      # tokens that are never drawn
 
 

@@ -57,12 +57,17 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
             run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)
             each.clear()
         if stage.kind != "reject" and domains:
-            run_evaluation(replace(cfg.evaluate, domains=domains, k=getattr(stage, "k", cfg.evaluate.k)), stage, folder)
+            run_evaluation(replace(as_asked(cfg.evaluate, stage), domains=domains), stage, folder)
         folder.clear()
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
                         f"which change the cost and not the result; then the same command continues") from e
     ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
+
+
+def as_asked(cfg: cfgs.Evaluate, stage: cfgs.Stage) -> cfgs.Evaluate:
+    """The evaluation of a run, as a stage of kind `evaluate` changes it."""
+    return replace(cfg, k=stage.k, sample=replace(cfg.sample, temperature=stage.temperature)) if isinstance(stage, cfgs.Measure) else cfg
 
 
 def train(stage: cfgs.Stage, folder: Folder) -> None:

@@ -164,13 +164,15 @@ def thinking_time() -> tuple[str, str, str]:
 
 
 def aha() -> tuple[str, str, str]:
-    first, last, pays = trained("zero", "reflections", first=5), trained("zero", "reflections", last=5), right("zero", "zero_unchecked")
+    first, last, pays = trained("zero", "reflections", first=5), trained("zero", "reflections", last=5), right("zero_hot", "zero_hot_unchecked")
+    early = right("early_hot", "early_hot_unchecked")
     top = [max(statistics.mean(m["reflections"] for m in s["zero"]["metrics"][i:i + 5]) for i in range(len(s["zero"]["metrics"]) - 4)) for s in have("zero")]
     more = joined([b - a for a, b in zip(first, last, strict=True)], [])
-    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden"}, "zero")
+    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "early_hot": "after 20 steps, T 1", "early_hot_unchecked": "the same, checks forbidden",
+                     "zero_hot": "at the end, T 1", "zero_hot_unchecked": "the same, checks forbidden"}, "zero")
     body += "\n" + curves("reflections", "Reflective words while R1-Zero is trained", "a completion", "reflections", {"zero": "R1-Zero"}) + "\n"
     return (f"reflective words a sample in training: {show(joined(first, []), digits=2)} at first, up to {show(joined(top, []), digits=2)}, {show(joined(last, []), digits=2)} "
-            f"at the end; then checks are worth {show(pays, sign='+')} points", verdict((more, 1), (pays, 1)), body)
+            f"at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
 
 
 def language() -> tuple[str, str, str]:
@@ -260,7 +262,7 @@ PAPER = {"zero": "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7", "thinki
          "language": "mixes languages; a reward cures it at a small cost", "stages": "cold start costs reasoning, RL restores it, SFT adds domains, RL keeps all",
          "cold_start": "a cold start makes RL faster", "distillation": "distilling beats RL on the small model: 72.6 against 47.0", "sft_or_rl": "RL needs no supervised data to reason",
          "reward": "rule rewards; neural ones invite hacking", "prm": "did not work: a process reward model", "search": "did not work: tree search", "grpo_parts": "GRPO (and what came after it)"}
-NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
+NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked early_hot early_hot_unchecked zero_hot zero_hot_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
          "cold_start": "zero dev1 zero_from_dev1", "distillation": "student student_rl student_base", "sft_or_rl": "zero sft_best sft_answers",
          "reward": "zero accuracy_only format_only weak_rule", "prm": "zero prm", "search": "mcts", "grpo_parts": "zero no_std"}
 
