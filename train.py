@@ -3,6 +3,7 @@
     python train.py configs/tiny.yaml                          everything
     python train.py configs/tiny.yaml zero.steps=10 out=runs/x  with other values
     python train.py configs/tiny.yaml --list                   the stages, and which are done
+    python train.py configs/tiny.yaml --plan                   how much memory each takes, before anything runs
     python train.py configs/tiny.yaml --only zero              one stage
 """
 import argparse
@@ -17,6 +18,7 @@ def main() -> int:
     parser.add_argument("config", help="a YAML file, e.g. configs/tiny.yaml")
     parser.add_argument("overrides", nargs="*", help="key=value: out=DIR, seed=1, STAGE.key=value")
     parser.add_argument("--list", action="store_true", help="show the stages and which are done")
+    parser.add_argument("--plan", action="store_true", help="the memory that each stage takes, against what there is")
     parser.add_argument("--only", default="", metavar="STAGE", help="run this stage alone")
     args = parser.parse_intermixed_args()          # key=value may stand on either side of --only
 
@@ -26,7 +28,7 @@ def main() -> int:
                 show(cfg)
             else:
                 from r1 import pipeline     # here, because all else needs no torch
-                pipeline.run(cfg, args.only)
+                pipeline.show_plan(cfg) if args.plan else pipeline.run(cfg, args.only)
 
     return stop.ends(work)
 

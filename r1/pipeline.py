@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -9,16 +10,19 @@ from pathlib import Path
 import torch
 import yaml
 
-from r1 import config as cfgs, evaluate as evaluation, hub, ranks, sandbox, stop
+from r1 import config as cfgs, evaluate as evaluation, hub, plan as memory, ranks, sandbox, stop
 from r1.files import load_json, write_text
 from r1.grpo import grpo
+from r1.hf_config import load_config
 from r1.reject import reject
+from r1.model import ModelConfig
 from r1.report import write_report
 from r1.rewards import check_weights, load_reward
 from r1.runtime import Folder, hardware, locked, pick_device
 from r1.strict import nearest
 from r1.supervised import pretrain, sft, shape
-from r1.tasks import evaluated, open_sources
+from r1.tasks import draw, evaluated, open_sources
+from r1.tokenizer import Tokenizer
 from r1.types import UserError
 
 STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject, "evaluate": lambda stage, folder: None}
@@ -44,6 +48,39 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
             for stage in stages:
                 run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held))
         tell(f"Report: {root / 'report.html'}")
+
+
+def show_plan(cfg: cfgs.Config) -> None:
+    """What every stage takes of this device, and what to change where it does not fit."""
+    device, shapes = pick_device(cfg.device), {}
+    for s in cfg.stages:
+        folder = Folder(Path(cfg.out), s.name, cfg.seed, device, cfg.templates)
+        shapes[s.name] = shapes[s.init] if s.init in shapes and s.kind != "pretrain" else shape_of(s, folder)
+        if s.kind != "evaluate":
+            tell_plan(s, shapes[s.name], folder)
+
+
+def shape_of(stage: cfgs.Stage, folder: Folder) -> ModelConfig:
+    return shape(stage, stage.vocab_size) if isinstance(stage, cfgs.Pretrain) else load_config(folder.find_model(stage.init))
+
+
+def tell_plan(stage: cfgs.Stage, m: ModelConfig, folder: Folder) -> None:
+    cpu, free, n = folder.device == "cpu", memory.available(folder.device), max(ranks.world(), int(os.environ.get("WORLD_SIZE", 1)))
+    prompt = prompt_tokens(stage, folder)
+    p = memory.plan(stage, m, cpu, n, prompt)
+    tell(memory.describe(stage.name, p, free))
+    if p.peak > free:
+        tell(f"  that is more than there is; {memory.advice(stage, m, free, cpu, n, prompt)}")
+
+
+def prompt_tokens(stage: cfgs.Stage, folder: Folder) -> int:
+    """Of the longest of some prompts; where there is no tokenizer yet, a token is taken for three letters."""
+    if not isinstance(stage, (cfgs.GRPO, cfgs.Reject)):
+        return memory.DEFAULT_PROMPT
+    problems, template = draw(open_sources(stage.data), 64, "plan"), folder.template(stage.template)
+    texts = [(template or "{prompt}" + 40 * " ").replace("{prompt}", p.prompt) for p in problems]
+    start = folder.root / stage.init / "model"
+    return max(len(Tokenizer.load(start).encode(t)) if start.is_dir() else len(t) // 3 for t in texts)
 
 
 def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
@@ -72,6 +109,8 @@ def as_asked(cfg: cfgs.Evaluate, stage: cfgs.Stage) -> cfgs.Evaluate:
 
 def train(stage: cfgs.Stage, folder: Folder) -> None:
     folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
+    if stage.kind != "evaluate":
+        tell_plan(stage, shape_of(stage, folder), folder)
     STAGES[stage.kind](stage, folder)
     tell(f"{stage.name}: done in {folder.finish():.0f} s")
 

@@ -1,0 +1,134 @@
+"""How much memory a stage takes at its worst, before its first step: `train.py CONFIG --plan`, and a line at the start of every stage.
+
+Counted in bytes, per device: what the formulas of the parts hold at once. SLACK is what the allocator adds on a CPU, as measured
+(tests/test_plan.py); prompts and completions are taken at their longest, so that a run mostly stays below.
+"""
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+
+import torch
+
+from r1.config import GRPO, SFT, Pretrain, Reject, Stage
+from r1.context import SCORES, SHORT
+from r1.model import LOGITS, PIECE, ModelConfig
+
+SLACK, LIBRARIES = 1.2, 260e6
+DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are
+
+
+@dataclass
+class Plan:
+    """Bytes of each part, and of the two phases of a step; the larger one is the peak."""
+
+    parameters: int
+    held: dict[str, float]          # in both phases
+    update: dict[str, float]
+    sampling: dict[str, float]
+
+    @property
+    def peak(self) -> float:
+        return sum(self.held.values()) + max(sum(self.update.values()), sum(self.sampling.values()))
+
+
+def parameters(m: ModelConfig) -> int:
+    """Of the whole model; a tied head counts once."""
+    h, k, d, c = m.num_attention_heads, m.num_key_value_heads, m.head_dim, m.hidden_size
+    layer = c * d * (2 * h + 2 * k) + 3 * c * m.intermediate_size + 2 * c + m.attention_bias * d * (h + 2 * k) + m.qk_norm * 2 * d
+    return layer * m.num_hidden_layers + c + m.vocab_size * c * (1 if m.tie_word_embeddings else 2)
+
+
+def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT) -> Plan:
+    """Of a stage that trains or samples with a model of this shape."""
+    P, o = parameters(m), getattr(stage, "optim", None)
+    trained = P if o else 0
+    if getattr(stage, "lora", None) and stage.lora.rank:
+        trained = lora_parameters(m, stage.lora)
+    held = {"libraries": LIBRARIES if cpu else 0, "weights": 4 * (P + (trained if trained < P else 0)) / ranks, "optimiser": 8 * trained / ranks}
+    if isinstance(stage, GRPO) and stage.kl_coef and not stage.lora.rank:
+        held["reference"] = 4 * P / ranks
+    update, sampling = {}, {}
+    if o:
+        rows, length, learned = batch(stage, prompt)
+        update = {"gradients": 4 * trained / ranks} | activations(m, o, max(length, min(rows * length, o.micro_tokens)), length, learned / length, cpu)
+        if ranks > 1 or o.bf16:
+            update["weights of a pass"] = 2 * P if o.bf16 else 4 * P / m.num_hidden_layers
+    if isinstance(stage, (GRPO, Reject)):
+        sampling = sample(m, stage, prompt, cpu, ranks, bool(o and o.bf16))
+    return Plan(P, held, update, sampling)
+
+
+def lora_parameters(m: ModelConfig, lora) -> int:
+    c, f, h, k = m.hidden_size, m.intermediate_size, m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim
+    ends = {"q_proj": c + h, "k_proj": c + k, "v_proj": c + k, "o_proj": h + c, "gate_proj": c + f, "up_proj": c + f, "down_proj": f + c}
+    return lora.rank * m.num_hidden_layers * sum(ends.get(t, 0) for t in lora.targets)
+
+
+def batch(stage: Stage, prompt: int) -> tuple[int, int, int]:
+    """Rows of a step, their longest length, and how much of it is learned."""
+    if isinstance(stage, Pretrain):
+        return stage.rows, stage.row_tokens, stage.row_tokens
+    if isinstance(stage, SFT):
+        return stage.batch, 2 * prompt, prompt           # as long as the prompt again; the data tell, once they are there
+    return stage.problems * stage.group // stage.minibatches, prompt + stage.sample.max_new_tokens, stage.sample.max_new_tokens
+
+
+def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu: bool) -> dict[str, float]:
+    """What one micro-batch keeps for its backward. C, F, H D and so on as in r1/model.py; b bytes of what products see."""
+    b, c, f = 2 if o.bf16 else 4, m.hidden_size, m.intermediate_size
+    h, k = m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim
+    layer = 16 * c + b * (2 * c + (h + 2 * k) + (h + k) + 2 * h + 3 * f)     # both norms in fp32; q, k, v, turned, attended; the MLP
+    if cpu and length <= SHORT and m.num_attention_heads * length * tokens <= SCORES:
+        layer += b * m.num_attention_heads * length                          # plain products keep the softmax
+    kept = 4 * c * m.num_hidden_layers + 2 * layer if o.recompute else layer * m.num_hidden_layers
+    pieces = min(tokens * learned, max(PIECE, LOGITS // m.vocab_size))
+    return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
+
+
+def sample(m: ModelConfig, stage: GRPO | Reject, prompt: int, cpu: bool, ranks: int, bf16: bool) -> dict[str, float]:
+    """The copy of the weights that is laid out, keys and values of all rows, the draw."""
+    rows, b = min(stage.sample.max_rows, -(-stage.problems // ranks) * stage.group), 2 if bf16 else 4
+    column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
+    longest = stage.sample.max_new_tokens
+    cache = column * (rows * longest * 1.5 + -(-rows // stage.group) * prompt)      # grown one tensor after the other
+    P = parameters(m)
+    return {"weights laid out": b * P + (4 * P if ranks > 1 else 0), "keys and values": cache, "draw": 16 * rows * m.vocab_size}
+
+
+def available(device: str) -> float:
+    """Bytes that the device has free."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info()[0]
+    try:
+        return int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable")).split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0.0
+
+
+def describe(name: str, p: Plan, free: float) -> str:
+    """One line: the peak, and what makes it."""
+    phase = "sampling" if sum(p.sampling.values()) > sum(p.update.values()) else "update"
+    parts = {**p.held, **getattr(p, phase)}
+    what = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(parts.items(), key=lambda x: -x[1]) if v > 1e7)
+    return f"{name}: {p.parameters / 1e6:.1f}M parameters, at most {p.peak / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
+
+
+def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int) -> str:
+    """What to change when it does not fit, the cheapest first."""
+    tries, o = [], getattr(stage, "optim", None)
+    if o and isinstance(stage, (GRPO, Pretrain, SFT)):
+        tries += [(f"optim.micro_tokens={n}", replace(stage, optim=replace(o, micro_tokens=n))) for n in (8192, 4096, 2048, 1024) if n < o.micro_tokens]
+    if isinstance(stage, (GRPO, Reject)):
+        less = tries[-1][1] if tries else stage
+        tries += [(f"{tries[-1][0] + ' ' if tries else ''}sample.max_rows={n}", replace(less, sample=replace(stage.sample, max_rows=n)))
+                  for n in (128, 32) if n < stage.sample.max_rows]
+    if o:
+        last = tries[-1] if tries else ("", stage)
+        tries.append((f"{last[0]} optim.recompute=true", replace(last[1], optim=replace(last[1].optim, recompute=True))))
+    if isinstance(stage, (GRPO, SFT)):
+        tries.append((f"{tries[-1][0]} lora.rank=16", replace(tries[-1][1], lora=replace(stage.lora, rank=16))))
+    for change, other in tries:
+        if plan(other, m, cpu, ranks, prompt).peak < free:
+            return f"it would fit with {change.strip()} (of {stage.name})"
+    return "no setting makes it fit on this device: take a smaller model, or more GPUs"
