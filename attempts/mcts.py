@@ -37,7 +37,8 @@ from r1.tokenizer import Tokenizer  # noqa: E402
 from r1.types import Example, Problem  # noqa: E402
 
 ROUNDS, TRAIN, TEST = 2, 300, 200          # problems
-SIMULATIONS, CHILDREN, C = 24, 3, 1.0      # per problem; expansions of a node at most (the paper: capped, too); UCT's constant
+SIMULATIONS, CHILDREN, C = 48, 3, 0.5      # per problem; expansions of a node at most (the paper: capped, too); UCT's constant
+WIDEN = 4                                  # visits that earn a node its next child: else no path would reach an answer
 STEP = re.compile(r"(?:[.。]|</think>|</answer>)$")
 
 
@@ -76,7 +77,7 @@ class Value(nn.Module):
 def select(root: Node) -> Node:
     """Down to a node that may still get a child, or that is an answer."""
     node = root
-    while len(node.children) == CHILDREN and not node.done:
+    while len(node.children) >= min(CHILDREN, 1 + node.visits // WIDEN) and not node.done:
         node = max(node.children, key=Node.worth)
     return node
 
