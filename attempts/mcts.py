@@ -64,6 +64,8 @@ class Value(nn.Module):
     def __init__(self, body: nn.Module):
         super().__init__()
         self.body, self.head = body, nn.Linear(body.cfg.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)                       # no random numbers but the seed's
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, rows: list[list[int]]) -> torch.Tensor:
         """Rows of ids -> logits (B,) at the last token of each."""
@@ -192,14 +194,15 @@ def attempt(cfg: config.Config) -> dict:
                 ok, path = float(accuracy(problem, text(tokenizer, node, eos))[0]), node
                 right += [(prompt, node.ids)] * int(ok)
                 while path.parent is not None:
-                    seen, path = [*seen, (prompt + path.ids, ok)], path.parent
+                    seen.append((prompt + path.ids, ok))
+                    path = path.parent
         model = fine_tune(base, right, Optim(lr=1e-3), cfg.seed)
         result["rounds"].append({"tokens": spent, "found": len(right)} | measure(model, tokenizer, eos, cfg, asked, 16))
         print(f"seed {cfg.seed} round {n}: {result['rounds'][-1]}", flush=True)
     save_model(folder.model, model, tokenizer, eos, eos[0])
     problems = held_out(cfg)
     prompts, value = asked(problems), train_value(base, seen, cfg.seed)
-    roots, spent = search(model, value, tokenizer, eos, prompts, replace(sample, temperature=1.0), 77)
+    roots, spent = search(model, value, tokenizer, eos, prompts, replace(cfg.evaluate.sample, max_new_tokens=sample.max_new_tokens), 77)      # as the plain samples are drawn
     found = [chosen(p, r, value, prompt, tokenizer, eos) for p, r, prompt in zip(problems, roots, prompts, strict=True)]
     result["search"] = {"tokens": spent, "right": sum(accuracy(p, t)[0] if t else 0 for p, t in zip(problems, found, strict=True)) / len(problems)}
     length = result["rounds"][-1]["length"]

@@ -28,18 +28,17 @@ from r1.runtime import Folder, pick_device  # noqa: E402
 from r1.tasks import draw, open_sources  # noqa: E402
 from r1.tokenizer import Tokenizer  # noqa: E402
 from r1.types import Example  # noqa: E402
+from r1.verify import parse  # noqa: E402
 
 END = re.compile(r"(?<=[.。])(?! *</think>)|(?<=</think>)")       # a sentence of the thinking is a step, and the answer is the last one
-SUM = re.compile(r"(\d+)([+*-])(\d+)=(\d+)")
+EQUATION = re.compile(r"(?<![\d+*/-])\d+(?:[+*/-]\d+)*(?:=\d+(?:[+*/-]\d+)*)+")
 PROBLEMS, SAMPLES, EPOCHS = 1000, 4, 3
 
 
 def steps_of(s: Scored, tokenizer: Tokenizer) -> list[int]:
     """For each step, how many of the completion's tokens end with it."""
-    ends, at, ids = [], [], s.rollout.ids
-    for found in END.finditer(s.text):
-        ends.append(found.start())
-    text = ""
+    at, ids = [], s.rollout.ids
+    ends = [found.start() for found in END.finditer(tokenizer.decode(ids))]      # not in s.text, which may begin with what was prefilled
     for i in range(len(ids)):
         text = tokenizer.decode(ids[:i + 1])
         if ends and len(text) >= ends[0] and "\ufffd" not in text:
@@ -50,11 +49,10 @@ def steps_of(s: Scored, tokenizer: Tokenizer) -> list[int]:
 
 def labels(s: Scored, at: list[int], tokenizer: Tokenizer) -> list[float]:
     """A step is right if its sums are; the last one, the answer, if the outcome rule says so."""
-    value = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
     out, before = [], 0
     for n in at[:-1]:
         text = tokenizer.decode(s.rollout.ids[before:n])
-        out.append(float(all(value[op](int(a), int(b)) == int(c) for a, op, b, c in SUM.findall(text))))
+        out.append(float(all(len({parse(side) for side in e.split("=")}) == 1 for e in EQUATION.findall(text))))
         before = n
     return [*out, s.score.parts["accuracy"]]
 
@@ -65,6 +63,8 @@ class PRM(nn.Module):
     def __init__(self, body: nn.Module):
         super().__init__()
         self.body, self.head = body, nn.Linear(body.cfg.hidden_size, 1)
+        nn.init.zeros_(self.head.weight)                       # no random numbers but the seed's
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids (B, T) -> logits (B, T)."""

@@ -18,8 +18,9 @@ import mcts  # noqa: E402
 import prm  # noqa: E402
 
 
-def completion(tokenizer, text: str, right: float = 1.0) -> Scored:
+def completion(tokenizer, text: str, right: float = 1.0, prefix: str = "") -> Scored:
     ids = tokenizer.encode(text)
+    text = prefix + text
     problem = world.make("chain", random.Random(0), False)[0]
     return Scored(problem, Rollout([1, 2], ids, [0.0] * len(ids), "eos"), text, Score(right, {"accuracy": right}, "ok"))
 
@@ -27,9 +28,13 @@ def completion(tokenizer, text: str, right: float = 1.0) -> Scored:
 @pytest.mark.parametrize("text, steps, right", [
     ("<think>We have 3+4-2. Then 3+4=7, left 7-2. Last 7-2=5.</think><answer>5</answer>", 4, [1, 1, 1, 1]),
     ("<think>我们有3+4-2。先算3+4=8，剩下8-2。最后8-2=6。</think><answer>6</answer>", 4, [1, 0, 1, 0]),
+    ("<think>Make 12. Try 3+4+5=7+5=12, yes. Try 3+4*2=7*2=14, no.</think><answer>3+4+5</answer>", 4, [1, 1, 0, 1]),
     ("<answer>5</answer>", 1, [1])])
-def test_steps_are_sentences_and_their_labels_are_their_sums(tokenizer, text, steps, right):
-    s = completion(tokenizer, text, right[-1])
+@pytest.mark.parametrize("prefilled", [False, True])
+def test_steps_are_sentences_and_their_labels_are_their_sums(tokenizer, text, steps, right, prefilled):
+    """Also where the template has written <think> already: it stands in the text and not in the ids."""
+    text = text.removeprefix("<think>" if prefilled else "")
+    s = completion(tokenizer, text, right[-1], "<think>" * prefilled)
     at = prm.steps_of(s, tokenizer)
     assert len(at) == steps and at == sorted(set(at)) and at[-1] == len(s.rollout.ids)
     assert "".join(tokenizer.decode(s.rollout.ids[a:b]) for a, b in zip([0, *at], at, strict=False)) == text
@@ -53,7 +58,7 @@ def test_the_search_goes_where_the_value_is():
         while node is not None:
             node.visits, node.total, node = node.visits + 1, node.total + worth, node.parent
     visits = [c.visits for c in root.children]
-    assert sum(visits) == root.visits == 300 and visits[1] > 200 and min(visits) >= 3
+    assert sum(visits) == root.visits == 300 and visits[1] > 200 and min(visits) >= 1
 
 
 def test_a_search_counts_its_tokens_and_keeps_to_its_limits(tokenizer, make_model):

@@ -40,7 +40,7 @@ def test_standard_errors_by_hand():
 
 
 @pytest.mark.parametrize("tests, says", [([((3, 1), 1)], "replicated"), ([((1, 1), 1)], "**not replicated**"), ([((-3, 1), 1)], "**the reverse**"),
-                                         ([((-3, 1), -1), ((9, 1), -1)], "partly"), ([((-3, 1), -1), ((3, 1), 1)], "replicated")])
+                                         ([((-3, 1), -1), ((9, 1), -1)], "**mixed**"), ([((-3, 1), -1), ((1, 1), -1)], "partly"), ([((-3, 1), -1), ((3, 1), 1)], "replicated")])
 def test_a_verdict_needs_two_standard_errors(tests, says):
     assert findings.verdict(*tests) == says
 

@@ -46,7 +46,8 @@ def load() -> list[dict[str, dict]]:
     return [{f.stem: json.loads(f.read_text()) for f in d.glob("*.json")} for d in sorted(DATA.glob("seed*"))]
 
 
-SEEDS = load()
+ALL = load()
+SEEDS = ALL[:]      # those that one finding is made of: the seeds that have all it needs
 
 
 def have(*stages: str) -> list[dict]:
@@ -97,12 +98,15 @@ def verdict(*tests: tuple[Mean, int]) -> str:
     reverse = [d * sign < -2 * se for (d, se), sign in tests]
     if all(sure):
         return "replicated"
-    return "partly" if any(sure) else "**the reverse**" if any(reverse) else "**not replicated**"
+    if any(reverse):
+        return "**mixed**" if any(sure) else "**the reverse**"
+    return "partly" if any(sure) else "**not replicated**"
 
 
 def compared(stages: dict[str, str], against: str) -> str:
     """One row per stage; `stages` maps them to what they are called."""
-    rows = [[label, show(right(s)), show(right(s, vote=True)), show(value("length", s), digits=0), show(value("language", s), 100), show(value("format", s), 100),
+    few = lambda s: f" ({len(have(s))} of {len(SEEDS)} seeds)" if len(have(s)) < len(SEEDS) else ""  # noqa: E731
+    rows = [[label + few(s), show(right(s)), show(right(s, vote=True)), show(value("length", s), digits=0), show(value("language", s), 100), show(value("format", s), 100),
              show(value("reflections", s), digits=2), spent(s), "" if s == against else show(right(s, against), sign="+")] for s, label in stages.items() if have(s)]
     return markdown_table(["", "pass@1", "cons@16", "length", "language", "format", "reflections", "sampled in training", f"pass@1 against {stages[against]}"], rows) + "\n"
 
@@ -155,24 +159,25 @@ def thinking_time() -> tuple[str, str, str]:
             for lv, b in zip(levels, scores, strict=True):
                 series.setdefault(lv, []).append((int(label), b[0]))
     growth = value("length", "zero", "base")
-    more = joined([(lambda e: (lambda end, start: (end[hard]["length"] - start[hard]["length"]) - (end[easy]["length"] - start[easy]["length"]))(
-        e("zero"), e("base")))(lambda name, s=s: evals(s, name, "reasoning")["by_level"]) for s in have("zero", "base")], []) \
-        if (easy := "chain:2") and (hard := "chain:5") else (0, 0)
+    grown = lambda s, level: evals(s, "zero", "reasoning")["by_level"][level]["length"] - evals(s, "base", "reasoning")["by_level"][level]["length"]  # noqa: E731
+    more = joined([grown(s, "chain:5") - grown(s, "chain:2") for s in have("zero", "base")], [])
     body = "Length in tokens / per cent right.\n\n" + markdown_table(head, rows) + "\n\n" + picture("levels", line_chart(
         {k: v for k, v in series.items() if k.startswith("chain")}, "R1-Zero by level: held-out problems", "share right")) + "\n"
-    return (f"length +{show(growth, digits=0)} tokens; the longest chains grow {show(more, digits=0)} more than the shortest", verdict((growth, 1), (more, 1)), body)
+    later = joined([evals(s, "zero", "reasoning")["length"] - evals(s, "zero", "reasoning", str(steps[0]))["length"] for s in have("zero")], [])
+    return (f"length +{show(growth, digits=0)} tokens, all of it in the first {steps[0]} steps (after: {show(later, sign='+')}); the longest chains grow "
+            f"{show(more, digits=0)} more than the shortest", verdict((growth, 1), (more, 1), (later, 1)), body)
 
 
 def aha() -> tuple[str, str, str]:
-    first, last, pays = trained("zero", "reflections", first=5), trained("zero", "reflections", last=5), right("zero_hot", "zero_hot_unchecked")
-    early = right("early_hot", "early_hot_unchecked")
-    top = [max(statistics.mean(m["reflections"] for m in s["zero"]["metrics"][i:i + 5]) for i in range(len(s["zero"]["metrics"]) - 4)) for s in have("zero")]
-    more = joined([b - a for a, b in zip(first, last, strict=True)], [])
-    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "early_hot": "after 20 steps, T 1", "early_hot_unchecked": "the same, checks forbidden",
+    early, pays = right("early_hot", "early_hot_unchecked"), right("zero_hot", "zero_hot_unchecked")
+    words = lambda stage: [statistics.mean(evals(s, stage, "reasoning")["by_task"][task]["reflections"] for task in ("chain", "word")) for s in SEEDS]  # noqa: E731
+    at = {stage: words(stage) for stage in ("base_hot", "early_hot", "zero_hot")}
+    more = joined([b - a for a, b in zip(at["base_hot"], at["zero_hot"], strict=True)], [])
+    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "early_hot": "after 20 steps, T 1", "base_hot": "base, T 1", "early_hot_unchecked": "the same, checks forbidden",
                      "zero_hot": "at the end, T 1", "zero_hot_unchecked": "the same, checks forbidden"}, "zero")
     body += "\n" + curves("reflections", "Reflective words while R1-Zero is trained", "a completion", "reflections", {"zero": "R1-Zero"}) + "\n"
-    return (f"reflective words a sample in training: {show(joined(first, []), digits=2)} at first, up to {show(joined(top, []), digits=2)}, {show(joined(last, []), digits=2)} "
-            f"at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
+    start, middle, end = (show(joined(v, []), digits=2) for v in at.values())
+    return (f"reflective words in a sum or a story, at T 1: {start} of the base, {middle} after 20 steps, {end} at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
 
 
 def language() -> tuple[str, str, str]:
@@ -200,7 +205,7 @@ def stages() -> tuple[str, str, str]:
 
 def cold_start() -> tuple[str, str, str]:
     each = {s: trained(s, "accuracy", first=20) for s in ("zero", "zero_from_dev1")}
-    faster = joined([100 * (b - a) for a, b in zip(each["zero"], each["zero_from_dev1"], strict=False)], [])
+    faster = joined([100 * (b - a) for a, b in zip(each["zero"], each["zero_from_dev1"], strict=True)], [])
     end = right("zero_from_dev1", "zero")
     body = curves("cold-start", "Accuracy while training", "share right", "accuracy", {"zero": "from the base", "zero_from_dev1": "from dev1"})
     body += "\n\n" + compared({"zero": "RL from the base", "dev1": "dev1", "zero_from_dev1": "RL from dev1"}, "zero")
@@ -264,7 +269,7 @@ PAPER = {"zero": "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7", "thinki
          "language": "mixes languages; a reward cures it at a small cost", "stages": "cold start costs reasoning, RL restores it, SFT adds domains, RL keeps all",
          "cold_start": "a cold start makes RL faster", "distillation": "distilling beats RL on the small model: 72.6 against 47.0", "sft_or_rl": "RL needs no supervised data to reason",
          "reward": "rule rewards; neural ones invite hacking", "prm": "did not work: a process reward model", "search": "did not work: tree search", "grpo_parts": "GRPO (and what came after it)"}
-NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked early_hot early_hot_unchecked zero_hot zero_hot_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
+NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked base_hot early_hot early_hot_unchecked zero_hot zero_hot_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
          "cold_start": "zero dev1 zero_from_dev1", "distillation": "student student_rl student_base", "sft_or_rl": "zero sft_best sft_answers",
          "reward": "zero accuracy_only format_only weak_rule", "prm": "zero prm", "search": "mcts", "grpo_parts": "zero no_std"}
 
@@ -272,11 +277,13 @@ NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", 
 def main() -> None:
     if sys.argv[1:2] == ["collect"]:
         collect(Path(sys.argv[2]))
-        SEEDS[:] = load()
+        ALL[:] = load()
     rows = []
     for i, (name, claim) in enumerate(PAPER.items(), 1):
         anchor = re.sub(r"[^a-z0-9 -]", "", f"{i}. {TITLE[name]}".lower()).replace(" ", "-")
-        head, seeds = f"[{TITLE[name]}](docs/findings.md#{anchor})", have(*NEEDS[name].split())
+        SEEDS[:] = ALL
+        SEEDS[:] = seeds = have(*NEEDS[name].split())
+        head = f"[{TITLE[name]}](docs/findings.md#{anchor})"
         if not seeds:
             rows.append([head, claim, "", "not run yet"])
             continue
