@@ -27,7 +27,8 @@ def main() -> int:
     def work() -> None:
         cfg = config.load(args.words[0], args.words[1:]) if whole else plan(*named[:2], args.data.split(","), args.words)
         from r1 import pipeline     # here, so that --help and errors in the config need no torch
-        pipeline.run(cfg)
+        for each in config.each_seed(cfg):
+            pipeline.run(each)
 
     return stop.ends(work)
 

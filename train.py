@@ -7,10 +7,12 @@
     python train.py configs/tiny.yaml --only zero              one stage
 """
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from r1 import config, stop
+from r1.types import UserError
 
 
 def main() -> int:
@@ -23,7 +25,10 @@ def main() -> int:
     args = parser.parse_intermixed_args()          # key=value may stand on either side of --only
 
     def work() -> None:
-        for cfg in config.each_seed(config.load(args.config, args.overrides)):
+        runs = config.each_seed(config.load(args.config, args.overrides))
+        if len(runs) > 1 and int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            raise UserError("under torchrun one seed at a time: say seeds=[0], then seeds=[1], ...")
+        for cfg in runs:
             if args.list:
                 show(cfg)
             else:

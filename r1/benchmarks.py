@@ -40,6 +40,8 @@ def load(name: str, local: str, test: bool) -> list[Problem]:
             raise UserError(f"{name}:{local}: no .parquet or .jsonl file in this folder")
         if sides[0]:
             files = [f for f in files if f.name.startswith("test" if test else "train")]
+    elif sides[0]:
+        raise UserError(f"{name}:{local}: {name} has two sides; name a folder with train*.jsonl and test*.jsonl (or parquet) in it")
     else:
         files = [Path(local)]
     problems = []
@@ -47,7 +49,7 @@ def load(name: str, local: str, test: bool) -> list[Problem]:
         for number, row in _rows(file):
             try:
                 found = ROWS[name](row)
-            except (KeyError, TypeError, ValueError, AttributeError) as e:
+            except (LookupError, TypeError, ValueError, AttributeError, SyntaxError) as e:
                 raise UserError(f"{file}:{number}: not a row of {name}: {type(e).__name__} {e}; it has the fields {', '.join(row)}") from e
             problems += [found] if found else []
     return problems

@@ -132,6 +132,7 @@ class Reject(Stage):
     keep_wrong: bool = False           # of the wrong ones too: what the rule's filter is worth
     others: dict[str, float] = field(default_factory=dict)    # domains whose answers need no sampling
     others_problems: int = 0
+    bf16: bool = False                 # matrix products and cache in bfloat16
     sample: Sample = field(default_factory=Sample)
 
 
@@ -152,6 +153,7 @@ class Evaluate:
     domains: dict[str, dict[str, float]] = field(default_factory=dict)   # domain -> {source: weight}
     problems: int = 200                # per domain
     k: int = 16                        # samples per problem
+    bf16: bool = False                 # matrix products and cache in bfloat16
     sample: Sample = field(default_factory=lambda: Sample(temperature=0.6, top_p=0.95))
 
 
@@ -224,10 +226,10 @@ def _alike(listed: list, below: Any, file: str) -> list:
     known, out = {str(s["name"]): s for s in below or [] if isinstance(s, dict) and "name" in s}, []
     for s in listed:
         model = s if isinstance(s, str) else s.get("like") if isinstance(s, dict) else None
-        if model is not None and model not in known:
+        if model is not None and str(model) not in known:
             raise UserError(f"{file}: there is no stage {model!r} to take over{nearest(str(model), list(known))}")
         if model is not None:
-            s = {**known[model], **({} if isinstance(s, str) else {k: v for k, v in s.items() if k != "like"})}
+            s = {**known[str(model)], **({} if isinstance(s, str) else {k: v for k, v in s.items() if k != "like"})}
         if isinstance(s, dict) and "name" in s:
             known[str(s["name"])] = s
         out.append(s)

@@ -31,6 +31,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid:
     eval_samples.jsonl."""
     ranks.at("loading the model", f"the evaluation of {folder.name}")
     model, tokenizer = checkpoint.load_model(source, folder.device), Tokenizer.load(source)
+    model.bf16 = cfg.bf16
     eos, setting = eos_ids(source), settings(cfg, folder, template)
     if forbid:
         never = torch.tensor([single(tokenizer, text) for text in forbid], device=folder.device)

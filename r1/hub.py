@@ -16,12 +16,12 @@ MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "gene
 
 def is_id(name: str) -> bool:
     """owner/name or owner/name@revision."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name))
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)) and not name.endswith(".gguf")
 
 
-def fetch_model(name: str) -> Path:
-    """The folder of a model."""
-    return _fetch(name, "model", MODEL_FILES)
+def fetch_model(name: str, weights: bool = True) -> Path:
+    """The folder of a model, without its weights where its shape will do."""
+    return _fetch(name, "model", MODEL_FILES if weights else [f for f in MODEL_FILES if "safetensors" not in f])
 
 
 def fetch_data(name: str, pattern: str) -> list[Path]:
@@ -46,6 +46,6 @@ def _fetch(name: str, kind: str, patterns: list[str]) -> Path:
         raise UserError(f"the hub has no {kind} {name}, or it is private and HF_TOKEN does not open it") from e
     except errors.HFValidationError as e:
         raise UserError(f"{name} is no id of the hub: {e}") from e
-    except OSError as e:      # every error of the network, of the disk, and a cache that lacks it while offline
+    except Exception as e:    # every error of the network (the client's libraries have their own kinds), and a cache that lacks it while offline
         raise UserError(f"{kind} {name} is not in the local cache and could not be fetched ({[*str(e).splitlines(), type(e).__name__][0][:200]}). Without a network, "
                         f"name a folder on disk instead, or copy the cache (HF_HOME) from a machine that has it") from e

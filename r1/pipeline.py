@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from r1.reject import reject
 from r1.model import ModelConfig
 from r1.report import write_report
 from r1.rewards import check_weights, load_reward
+from r1.rollout import prompt_text
 from r1.runtime import Folder, hardware, locked, pick_device
 from r1.strict import nearest
 from r1.supervised import pretrain, sft, shape
@@ -25,7 +27,7 @@ from r1.tasks import draw, evaluated, open_sources
 from r1.tokenizer import Tokenizer
 from r1.types import UserError
 
-STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject, "evaluate": lambda stage, folder: None}
+STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
 
 
 def run(cfg: cfgs.Config, only: str = "") -> None:
@@ -41,10 +43,10 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
     stages = [s for s in cfg.stages if only in ("", s.name)]
     with ranks.joined(device, cfg.timeout):
         refuse_changes(cfg, root)
-        check_ahead(cfg, [s for s in stages if not is_done(root, s.name)])
+        held = evaluated(list(cfg.evaluate.domains.values()))
+        check_ahead(cfg, [s for s in stages if not is_done(root, s.name)], held)
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
-            held = evaluated(cfg.evaluate.domains.values())
             for stage in stages:
                 run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held))
         tell(f"Report: {root / 'report.html'}")
@@ -52,25 +54,26 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
 
 def show_plan(cfg: cfgs.Config) -> None:
     """What every stage takes of this device, and what to change where it does not fit."""
+    if cfg.sandbox == "unprotected":
+        sandbox.allow_unprotected()
     device, shapes = pick_device(cfg.device), {}
-    for s in cfg.stages:
+    for s in (s for s in cfg.stages if s.kind != "evaluate"):
         folder = Folder(Path(cfg.out), s.name, cfg.seed, device, cfg.templates)
-        shapes[s.name] = shapes[s.init] if s.init in shapes and s.kind != "pretrain" else shape_of(s, folder)
-        if s.kind != "evaluate":
-            tell_plan(s, shapes[s.name], folder)
+        shapes[s.name] = shapes[s.init] if s.init in shapes and s.kind != "pretrain" else shape_of(s, folder, weights=False)
+        tell_plan(cfg, s, shapes[s.name], folder)
 
 
-def shape_of(stage: cfgs.Stage, folder: Folder) -> ModelConfig:
-    return shape(stage, stage.vocab_size) if isinstance(stage, cfgs.Pretrain) else load_config(folder.find_model(stage.init))
+def shape_of(stage: cfgs.Stage, folder: Folder, weights: bool = True) -> ModelConfig:
+    return shape(stage, stage.vocab_size) if isinstance(stage, cfgs.Pretrain) else load_config(folder.find_model(stage.init, weights))
 
 
-def tell_plan(stage: cfgs.Stage, m: ModelConfig, folder: Folder) -> None:
-    cpu, free, n = folder.device == "cpu", memory.available(folder.device), max(ranks.world(), int(os.environ.get("WORLD_SIZE", 1)))
-    prompt = prompt_tokens(stage, folder)
-    p = memory.plan(stage, m, cpu, n, prompt)
+def tell_plan(cfg: cfgs.Config, stage: cfgs.Stage, m: ModelConfig, folder: Folder) -> None:
+    n, prompt = max(ranks.world(), int(os.environ.get("WORLD_SIZE", 1))), prompt_tokens(stage, folder)
+    about = (folder.device == "cpu", n, prompt, cfg.evaluate)
+    p, free = memory.plan(stage, m, *about), memory.available(folder.device)
     tell(memory.describe(stage.name, p, free))
     if p.peak > free:
-        tell(f"  that is more than there is; {memory.advice(stage, m, free, cpu, n, prompt)}")
+        tell(f"  that is more than there is; {memory.advice(stage, m, free, *about)}")
 
 
 def prompt_tokens(stage: cfgs.Stage, folder: Folder) -> int:
@@ -78,23 +81,28 @@ def prompt_tokens(stage: cfgs.Stage, folder: Folder) -> int:
     if not isinstance(stage, (cfgs.GRPO, cfgs.Reject)):
         return memory.DEFAULT_PROMPT
     problems, template = draw(open_sources(stage.data), 64, "plan"), folder.template(stage.template)
-    texts = [(template or "{prompt}" + 40 * " ").replace("{prompt}", p.prompt) for p in problems]
-    start = folder.root / stage.init / "model"
-    return max(len(Tokenizer.load(start).encode(t)) if start.is_dir() else len(t) // 3 for t in texts)
+    try:
+        tokenizer = Tokenizer.load(folder.find_model(stage.init, weights=False))
+    except UserError:                              # a stage that has not run
+        return max(len((template or 120 * " ").replace("{prompt}", "") + p.prompt) for p in problems) // 3
+    return max(len(tokenizer.encode(prompt_text(tokenizer, template, p.prompt))) for p in problems)
 
 
 def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     """Train what is not trained, evaluate what is not evaluated, write down both."""
     ranks.at("the beginning", stage.name)
     try:
-        if not folder.done():
-            train(stage, folder)
+        if not folder.done() and stage.kind != "evaluate":
+            train(cfg, stage, folder)
         domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
         for each in folder.snapshots() if domains else []:
             run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)
             each.clear()
         if stage.kind != "reject" and domains:
             run_evaluation(replace(as_asked(cfg.evaluate, stage), domains=domains), stage, folder)
+            if not folder.done():                  # of kind `evaluate`
+                folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
+                folder.finish()
         folder.clear()
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
@@ -107,10 +115,9 @@ def as_asked(cfg: cfgs.Evaluate, stage: cfgs.Stage) -> cfgs.Evaluate:
     return replace(cfg, k=stage.k, sample=replace(cfg.sample, temperature=stage.temperature)) if isinstance(stage, cfgs.Measure) else cfg
 
 
-def train(stage: cfgs.Stage, folder: Folder) -> None:
+def train(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
-    if stage.kind != "evaluate":
-        tell_plan(stage, shape_of(stage, folder), folder)
+    tell_plan(cfg, stage, shape_of(stage, folder), folder)
     STAGES[stage.kind](stage, folder)
     tell(f"{stage.name}: done in {folder.finish():.0f} s")
 
@@ -139,11 +146,12 @@ def settings(stage: cfgs.Stage, folder: Folder) -> dict:
     return {**cfgs.to_dict(stage), "seed": folder.seed, "templates": own}
 
 
-def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage]) -> None:
+def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> None:
     """What would end one of these stages hours later, found before the first begins."""
     names = [s.name for s in cfg.stages]
     for s in stages:
-        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists() and not hub.is_id(s.init):
+        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
+                not hub.is_id(s.init) or s.init.split("/")[0] in names and not re.fullmatch(r"step\d+", s.init.split("/")[1])):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
         if isinstance(s, cfgs.Pretrain):
             shape(s, s.vocab_size)
@@ -156,14 +164,14 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage]) -> None:
             if s.reward_function:
                 load_reward(s.reward_function)
         if isinstance(s, (cfgs.GRPO, cfgs.Reject)):
-            try_sources({**s.data, **getattr(s, "others", {})}, test=False)
+            try_sources({**s.data, **getattr(s, "others", {})}, False, held)
     for mix in cfg.evaluate.domains.values():
-        try_sources(mix, test=True)
+        try_sources(mix, True, set())
 
 
-def try_sources(mix: dict[str, float], test: bool) -> None:
+def try_sources(mix: dict[str, float], test: bool, held: set[str]) -> None:
     """Every source must open and have a problem on this side of the split."""
-    for _, source in open_sources(mix):
+    for _, source in open_sources(mix, held):
         source(random.Random(0), test)
 
 

@@ -6,11 +6,13 @@ Counted in bytes, per device: what the formulas of the parts hold at once. SLACK
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
-from r1.config import GRPO, SFT, Pretrain, Reject, Stage
+from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
 from r1.context import SCORES, SHORT
 from r1.model import LOGITS, PIECE, ModelConfig
 
@@ -20,16 +22,14 @@ DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are
 
 @dataclass
 class Plan:
-    """Bytes of each part, and of the two phases of a step; the larger one is the peak."""
+    """Bytes of each part in each phase; the largest phase is the peak."""
 
     parameters: int
-    held: dict[str, float]          # in both phases
-    update: dict[str, float]
-    sampling: dict[str, float]
+    phases: dict[str, dict[str, float]]          # update, sampling, evaluation
 
     @property
     def peak(self) -> float:
-        return sum(self.held.values()) + max(sum(self.update.values()), sum(self.sampling.values()))
+        return max(sum(parts.values()) for parts in self.phases.values())
 
 
 def parameters(m: ModelConfig) -> int:
@@ -39,8 +39,8 @@ def parameters(m: ModelConfig) -> int:
     return layer * m.num_hidden_layers + c + m.vocab_size * c * (1 if m.tie_word_embeddings else 2)
 
 
-def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT) -> Plan:
-    """Of a stage that trains or samples with a model of this shape."""
+def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT, evaluate: Evaluate | None = None) -> Plan:
+    """Of a stage that trains or samples with a model of this shape, and is evaluated."""
     P, o = parameters(m), getattr(stage, "optim", None)
     trained = P if o else 0
     if getattr(stage, "lora", None) and stage.lora.rank:
@@ -48,15 +48,20 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
     held = {"libraries": LIBRARIES if cpu else 0, "weights": 4 * (P + (trained if trained < P else 0)) / ranks, "optimiser": 8 * trained / ranks}
     if isinstance(stage, GRPO) and stage.kl_coef and not stage.lora.rank:
         held["reference"] = 4 * P / ranks
-    update, sampling = {}, {}
+    phases = {}
     if o:
         rows, length, learned = batch(stage, prompt)
         update = {"gradients": 4 * trained / ranks} | activations(m, o, max(length, min(rows * length, o.micro_tokens)), length, learned / length, cpu)
         if ranks > 1 or o.bf16:
             update["weights of a pass"] = 2 * P if o.bf16 else 4 * P / m.num_hidden_layers
+        phases["update"] = held | update
     if isinstance(stage, (GRPO, Reject)):
-        sampling = sample(m, stage, prompt, cpu, ranks, bool(o and o.bf16))
-    return Plan(P, held, update, sampling)
+        whole = {"weights gathered": 4 * P} if ranks > 1 else {}
+        phases["sampling"] = held | whole | sample(m, stage.sample, stage.problems, stage.group, prompt, ranks, o.bf16 if o else stage.bf16)
+    if evaluate and evaluate.domains and not isinstance(stage, Reject):
+        alone = {"libraries": held["libraries"], "weights": 4 * P}
+        phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16)
+    return Plan(P, phases)
 
 
 def lora_parameters(m: ModelConfig, lora) -> int:
@@ -86,36 +91,37 @@ def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu
     return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
 
 
-def sample(m: ModelConfig, stage: GRPO | Reject, prompt: int, cpu: bool, ranks: int, bf16: bool) -> dict[str, float]:
+def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ranks: int, bf16: bool) -> dict[str, float]:
     """The copy of the weights that is laid out, keys and values of all rows, the draw."""
-    rows, b = min(stage.sample.max_rows, -(-stage.problems // ranks) * stage.group), 2 if bf16 else 4
+    rows, b = min(s.max_rows, -(-problems // ranks) * group), 2 if bf16 else 4
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
-    longest = stage.sample.max_new_tokens
-    cache = column * (rows * longest * 1.5 + -(-rows // stage.group) * prompt)      # grown one tensor after the other
+    cache = column * (rows * s.max_new_tokens * 1.5 + -(-rows // group) * prompt)      # grown one tensor after the other
     P = parameters(m)
-    return {"weights laid out": b * P + (4 * P if ranks > 1 else 0), "keys and values": cache, "draw": 16 * rows * m.vocab_size}
+    return {"weights laid out": b * P, "keys and values": cache, "draw": 16 * rows * m.vocab_size}
 
 
 def available(device: str) -> float:
-    """Bytes that the device has free."""
+    """Bytes that this process may have: what is free, and what it holds already."""
     if device != "cpu":
-        return torch.cuda.mem_get_info()[0]
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
     try:
-        return int(next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable")).split()[1]) * 1024
-    except (OSError, StopIteration):
+        read = lambda file, key: int(re.search(rf"{key}:\s+(\d+)", Path(file).read_text())[1]) * 1024  # noqa: E731
+        return read("/proc/meminfo", "MemAvailable") + read("/proc/self/status", "VmRSS")
+    except (OSError, TypeError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0.0
 
 
 def describe(name: str, p: Plan, free: float) -> str:
     """One line: the peak, and what makes it."""
-    phase = "sampling" if sum(p.sampling.values()) > sum(p.update.values()) else "update"
-    parts = {**p.held, **getattr(p, phase)}
+    phase, parts = max(p.phases.items(), key=lambda x: sum(x[1].values()))
     what = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(parts.items(), key=lambda x: -x[1]) if v > 1e7)
     return f"{name}: {p.parameters / 1e6:.1f}M parameters, at most {p.peak / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
 
 
-def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int) -> str:
+def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int, evaluate: Evaluate | None = None) -> str:
     """What to change when it does not fit, the cheapest first."""
+    if plan(stage, m, cpu, ranks, prompt).peak < free:
+        return "lower evaluate.sample.max_rows"
     tries, o = [], getattr(stage, "optim", None)
     if o and isinstance(stage, (GRPO, Pretrain, SFT)):
         tries += [(f"optim.micro_tokens={n}", replace(stage, optim=replace(o, micro_tokens=n))) for n in (8192, 4096, 2048, 1024) if n < o.micro_tokens]

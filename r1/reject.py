@@ -27,6 +27,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
     start = folder.find_model(cfg.init)
     model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start)
+    model.bf16 = cfg.bf16
     problems = list({p.id: p for p in draw(open_sources(cfg.data, folder.evaluated), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
 
     def sift(at: int) -> dict:
@@ -78,7 +79,7 @@ def other_domains(cfg: Reject, folder: Folder) -> list[Problem]:
     """Distinct problems of domains that need no reasoning."""
     if not cfg.others_problems:
         return []
-    drawn = draw(open_sources(cfg.others), cfg.others_problems, f"{folder.seed}/{folder.name}/others")
+    drawn = draw(open_sources(cfg.others, folder.evaluated), cfg.others_problems, f"{folder.seed}/{folder.name}/others")
     return list({p.id: p for p in drawn}.values())
 
 

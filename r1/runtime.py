@@ -63,13 +63,13 @@ class Folder:
         found = ranks.lead(lambda: sorted(int(p.name[4:]) for p in self.path.glob("step*") if (p / "model").is_dir()))
         return [self.snapshot(step) for step in found]
 
-    def find_model(self, init: str) -> Path:
+    def find_model(self, init: str, weights: bool = True) -> Path:
         """The model of an earlier stage by its name, else a folder on disk, else an id of the hub, else what a GGUF file holds: FILE.gguf,
         or package:NAME for the one in an installed package. It is imported once per run."""
         ranks.at("finding the model", self.name)
-        return ranks.lead(lambda: self._find_model(init))
+        return ranks.lead(lambda: self._find_model(init, weights))
 
-    def _find_model(self, init: str) -> Path:
+    def _find_model(self, init: str, weights: bool) -> Path:
         stage = self.root / init / "model"
         if stage.is_dir():
             for name, written in load_json(self.root / init / "done.json").get("sha256", {}).items():
@@ -79,8 +79,8 @@ class Folder:
             return stage
         if Path(init).is_dir():
             return Path(init)
-        if hub.is_id(init):
-            return hub.fetch_model(init)
+        if hub.is_id(init) and init.split("/")[0] not in {p.name for p in self.root.glob("*")}:
+            return hub.fetch_model(init, weights)
         if init.startswith("package:") or init.endswith(".gguf"):
             name = init.removeprefix("package:") if init.startswith("package:") else (
                 f"{Path(init).stem}-{hashlib.sha256(os.path.realpath(init).encode()).hexdigest()[:8]}")

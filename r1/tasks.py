@@ -17,7 +17,7 @@ import hashlib
 import random
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 
@@ -56,10 +56,11 @@ def open_sources(mix: dict[str, float], evaluated: set[str] = frozenset()) -> li
     return [(float(weight), open_source(name, evaluated)) for name, weight in mix.items()]
 
 
-def evaluated(mixes: Iterable[dict[str, float]]) -> set[str]:
+def evaluated(mixes: list[dict[str, float]]) -> set[str]:
     """The runs of ten words in the problems of these mixes; generated problems have a split of their own."""
     listed = [name for mix in mixes for name in mix if name.partition(":")[0] in ("jsonl", *benchmarks.WHERE)]
-    return {gram for name in listed for p in sides_of(name)[True] for gram in benchmarks.grams(p.prompt)}
+    problems = [p for name in listed for p in sides_of(name)[True]] + (human_eval() if any("human_eval" in mix for mix in mixes) else [])
+    return {gram for p in problems for gram in benchmarks.grams(p.prompt)}
 
 
 def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
@@ -72,8 +73,8 @@ def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
         sides = sides_of(name)
         clean = [p for p in sides[False] if not benchmarks.shared(p.prompt, evaluated)]
         if len(clean) < len(sides[False]):
-            stop.say(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
-                     f"that are evaluated, and are left out", sys.stderr)
+            _note(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
+                     f"that are evaluated, and are left out")
         return _listed({False: clean, True: sides[True]}, f"{name} has no problem on the {'test' if clean else 'training'} side of the split "
                        f"({len(clean) + len(sides[True])} in all; of a file's about one in ten is held out)")
     if name == "human_eval":
@@ -103,7 +104,7 @@ def _listed(sides: dict[bool, list[Problem]], lacking: str) -> Source:
     return pick
 
 
-@lru_cache(4)
+@lru_cache(16)
 def sides_of(name: str) -> dict[bool, list[Problem]]:
     """The problems of a file or a benchmark, by test side or not."""
     head, _, rest = name.partition(":")
@@ -124,10 +125,15 @@ def _readable(problems: list[Problem], where: str) -> list[Problem]:
             check_gold(p)
             good.append(p)
     if len(good) < len(problems):
-        stop.say(f"{where}: {len(problems) - len(good)} of {len(problems)} gold answers cannot be read by the verifier; their problems are left out", sys.stderr)
+        _note(f"{where}: {len(problems) - len(good)} of {len(problems)} gold answers cannot be read by the verifier; their problems are left out")
     if problems and not good:
         check_gold(problems[0])
     return good
+
+
+def _note(text: str) -> None:
+    if stop.first():
+        stop.say(text, sys.stderr)
 
 
 def _countdown(rest: str) -> Source:
