@@ -172,12 +172,15 @@ def aha() -> tuple[str, str, str]:
     early, pays = right("early_hot", "early_hot_unchecked"), right("zero_hot", "zero_hot_unchecked")
     words = lambda stage: [statistics.mean(evals(s, stage, "reasoning")["by_task"][task]["reflections"] for task in ("chain", "word")) for s in SEEDS]  # noqa: E731
     at = {stage: words(stage) for stage in ("base_hot", "early_hot", "zero_hot")}
-    more = joined([b - a for a, b in zip(at["base_hot"], at["zero_hot"], strict=True)], [])
-    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "early_hot": "after 20 steps, T 1", "base_hot": "base, T 1", "early_hot_unchecked": "the same, checks forbidden",
+    thinks = lambda stage: [statistics.mean(evals(s, stage, "reasoning")["by_task"][task]["format"] for task in ("chain", "word")) for s in SEEDS]  # noqa: E731
+    a_thought = {stage: [w / t for w, t in zip(at[stage], thinks(stage), strict=True)] for stage in ("base_hot", "zero_hot")}
+    more = joined([b - a for a, b in zip(*a_thought.values(), strict=True)], [])
+    body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "base_hot": "base, T 1", "early_hot": "after 20 steps, T 1", "early_hot_unchecked": "the same, checks forbidden",
                      "zero_hot": "at the end, T 1", "zero_hot_unchecked": "the same, checks forbidden"}, "zero")
     body += "\n" + curves("reflections", "Reflective words while R1-Zero is trained", "a completion", "reflections", {"zero": "R1-Zero"}) + "\n"
     start, middle, end = (show(joined(v, []), digits=2) for v in at.values())
-    return (f"reflective words in a sum or a story, at T 1: {start} of the base, {middle} after 20 steps, {end} at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
+    each, last = (show(joined(v, []), digits=2) for v in a_thought.values())
+    return (f"reflective words an answer, at T 1: {start} of the base, {middle} after 20 steps, {end} at the end; an answer with a thought in it: {each} of the base, {last} at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
 
 
 def language() -> tuple[str, str, str]:
