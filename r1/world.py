@@ -1,7 +1,7 @@
 """The tiny world: problem families with graded difficulty in two languages, and the corpus of its base model.
 
 An honest small world: the base is an ordinary language model of this corpus. Textbooks show worked
-solutions; people in conversations mostly answer at once and only rarely think first. A few solutions check
+solutions; people in conversations mostly answer at once and only rarely think first. Some solutions check
 every sum, and then own up to a slip now and then. Solutions are not always in the language of their
 question. What training makes of that is measured.
 """
@@ -243,7 +243,7 @@ def answer_text(problem: Problem) -> str:
 # --- the corpus of the base model ------------------------------------------------------------------------------
 
 def solution(rng: random.Random, problem: Problem, steps: dict[str, str], mixes: float, checks: float) -> str:
-    """Not always in the question's language: English is the more common one, as on the web. Rarely with checks."""
+    """Not always in the question's language: English is the more common one, as on the web. Some with checks."""
     lang = problem.lang
     if rng.random() < (mixes if lang == "zh" else mixes / 4):
         lang = "en" if lang == "zh" else "zh"
