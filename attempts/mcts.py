@@ -22,7 +22,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1 import config, sandbox  # noqa: E402
+from r1 import config, sandbox, stop  # noqa: E402
 from r1.accuracy import accuracy, find_answer  # noqa: E402
 from r1.checkpoint import load_model, save_model  # noqa: E402
 from r1.config import Optim, Sample  # noqa: E402
@@ -34,7 +34,7 @@ from r1.runtime import Folder, pick_device  # noqa: E402
 from r1.sampler import generate  # noqa: E402
 from r1.tasks import draw, draw_distinct, open_sources  # noqa: E402
 from r1.tokenizer import Tokenizer  # noqa: E402
-from r1.types import Example, Problem  # noqa: E402
+from r1.types import Example, Problem, UserError  # noqa: E402
 
 ROUNDS, TRAIN, TEST = 2, 300, 200          # problems
 SIMULATIONS, CHILDREN, C = 48, 3, 0.5      # per problem; expansions of a node at most (the paper: capped, too); UCT's constant
@@ -228,6 +228,8 @@ def measure(model, tokenizer, eos, cfg: config.Config, asked, k: int) -> dict:
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        raise UserError("which config? python attempts/mcts.py configs/findings/search.yaml")
     for cfg in config.each_seed(config.load(sys.argv[1], sys.argv[2:])):
         if cfg.sandbox == "unprotected":
             sandbox.allow_unprotected()
@@ -239,4 +241,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(stop.ends(main))

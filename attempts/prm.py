@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1 import config, grpo, pipeline, sandbox  # noqa: E402
+from r1 import config, grpo, pipeline, sandbox, stop  # noqa: E402
 from r1.checkpoint import load_model  # noqa: E402
 from r1.hf_config import eos_ids  # noqa: E402
 from r1.losses import grpo_loss  # noqa: E402
@@ -27,7 +27,7 @@ from r1.rollout import Scored, roll_out  # noqa: E402
 from r1.runtime import Folder, pick_device  # noqa: E402
 from r1.tasks import draw, open_sources  # noqa: E402
 from r1.tokenizer import Tokenizer  # noqa: E402
-from r1.types import Example  # noqa: E402
+from r1.types import Example, UserError  # noqa: E402
 from r1.verify import parse  # noqa: E402
 
 END = re.compile(r"(?<=[.。])(?! *</think>)|(?<=</think>)")       # a sentence of the thinking is a step, and the answer is the last one
@@ -171,6 +171,8 @@ def outcome(policy: nn.Module, b) -> tuple[Tensor, dict]:
 
 
 def main() -> None:
+    if len(sys.argv) < 2:
+        raise UserError("which config? python attempts/prm.py configs/findings/prm.yaml")
     for cfg in config.each_seed(config.load(sys.argv[1], sys.argv[2:])):
         if cfg.sandbox == "unprotected":
             sandbox.allow_unprotected()
@@ -185,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(stop.ends(main))
