@@ -218,8 +218,8 @@ def cold_start() -> tuple[str, str, str]:
 def distillation() -> tuple[str, str, str]:
     names = {"student_base": "student's base", "student_rl": "RL", "student_rl_long": "RL, four times as long", "student": "distilled", "student_few": "distilled, 500 traces",
              "student_filtered": "2,000 traces of dev1, right ones", "student_unfiltered": "2,000 traces of dev1, unfiltered"}
-    tests = [(right("student", "student_rl"), 1)] + [(right("student", "student_rl_long"), 1)] * bool(have("student_rl_long"))
-    tests += [(right("student_filtered", "student_unfiltered"), 1)] * bool(have("student_unfiltered", "student_filtered"))
+    pairs = [("student", "student_rl"), ("student", "student_rl_long"), ("student_filtered", "student_unfiltered")]
+    tests = [(right(a, b), 1) for a, b in pairs if have(a, b)]
     return (f"{show(right('student'))} against {show(right('student_rl'))} by RL", verdict(*tests), compared(names, "student"))
 
 
