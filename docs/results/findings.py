@@ -88,6 +88,12 @@ def spent(stage: str) -> str:
     return f"{statistics.mean(rows) / 1000:.0f}k" if any(rows) else ""
 
 
+def seconds(stage: str) -> str:
+    """Of training, where there was any."""
+    rows = [s[stage]["seconds"] for s in have(stage) if "metrics" in s[stage]]
+    return f"{statistics.mean(rows):.0f}" if rows else ""
+
+
 def show(m: Mean, scale: float = 1, digits: int = 1, sign: str = "") -> str:
     return f"{scale * m[0]:{sign}.{digits}f} ± {scale * m[1]:.{digits}f}"
 
@@ -107,8 +113,8 @@ def compared(stages: dict[str, str], against: str) -> str:
     """One row per stage; `stages` maps them to what they are called."""
     few = lambda s: f" ({len(have(s))} of {len(SEEDS)} seeds)" if len(have(s)) < len(SEEDS) else ""  # noqa: E731
     rows = [[label + few(s), show(right(s)), show(right(s, vote=True)), show(value("length", s), digits=0), show(value("language", s), 100), show(value("format", s), 100),
-             show(value("reflections", s), digits=2), spent(s), "" if s == against else show(right(s, against), sign="+")] for s, label in stages.items() if have(s)]
-    return markdown_table(["", "pass@1", "cons@16", "length", "language", "format", "reflections", "sampled in training", f"pass@1 against {stages[against]}"], rows) + "\n"
+             show(value("reflections", s), digits=2), spent(s), seconds(s), "" if s == against else show(right(s, against), sign="+")] for s, label in stages.items() if have(s)]
+    return markdown_table(["", "pass@1", "cons@16", "length", "language", "format", "reflections", "sampled in training", "training, s", f"pass@1 against {stages[against]}"], rows) + "\n"
 
 
 def curves(name: str, title: str, y: str, key: str, stages: dict[str, str]) -> str:
