@@ -330,7 +330,7 @@ def test_describe_by_hand():
     groups = [[scored(1.0, [1] * 2), scored(0.0, [1] * 4, finish="length")], [scored(0.0, [1] * 6), scored(0.0, [1] * 8)]]
     assert describe(groups, torch.tensor([[1.0, -1.0], [0, 0]])) == {
         "reward": 0.25, "accuracy": 0.25, "format": 1.0, "language": 1.0, "length": 5.0, "length_right": 2.0, "length_wrong": 6.0,
-        "truncated": 0.25, "flat_groups": 0.5, "advantage": 0.5, "sampled_tokens": 20, "reason/ok": 0.25, "reason/wrong": 0.75}
+        "reflections": 0.0, "truncated": 0.25, "flat_groups": 0.5, "advantage": 0.5, "sampled_tokens": 20, "reason/ok": 0.25, "reason/wrong": 0.75}
 
 
 # ---- the whole stage ---------------------------------------------------------------------------

@@ -7,12 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from r1 import checkpoint, config, plan
 from r1.model import ModelConfig, Transformer
 
 ROOT = Path(__file__).parent.parent
-SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5, "num_key_value_heads": 5}
+SHAPE = {"hidden_size": 320, "intermediate_size": 864, "num_hidden_layers": 8, "num_attention_heads": 5, "num_key_value_heads": 5, "max_position_embeddings": 2048}
 WIDE = {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 12, "num_attention_heads": 8, "num_key_value_heads": 2}
 
 
@@ -64,7 +65,10 @@ def test_the_plan_is_near_the_peak(tmp_path, tokenizer, name):
     if stage["kind"] == "pretrain":
         stage |= {"model": shape, "vocab_size": 4096}
     else:
-        model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, **shape)).init_weights(0)
+        model = Transformer(ModelConfig(vocab_size=tokenizer.vocab_size, tie_word_embeddings=False, **shape)).init_weights(0)
+        with torch.no_grad():                       # it never ends a completion: all of it has one direction, and the EOS points the other way
+            model.embed_tokens.weight += 5
+            model.lm_head.weight[tokenizer.eos_id] = -5
         checkpoint.save_model(tmp_path / "m", model, tokenizer, [tokenizer.eos_id])
         (tmp_path / "taste.py").write_text(TASTE)
         stage |= {"init": str(tmp_path / "m"), "template": "plain", "data": {"chain": 1}}
