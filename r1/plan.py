@@ -52,6 +52,7 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
     if o:
         rows, length, learned = batch(stage, prompt)
         update = {"gradients": 4 * trained / ranks} | activations(m, o, max(length, min(rows * length, o.micro_tokens)), length, learned / length, cpu)
+        update["activations"] *= 1 if trained == P else 1.15                     # of adapters beside their layers; measured
         if ranks > 1 or o.bf16:
             update["weights of a pass"] = 2 * P if o.bf16 else 4 * P / m.num_hidden_layers
         phases["update"] = held | update
@@ -86,7 +87,7 @@ def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu
     layer = 16 * c + b * (2 * c + (h + 2 * k) + (h + k) + 2 * h + 3 * f)     # both norms in fp32; q, k, v, turned, attended; the MLP
     if cpu and length <= SHORT and m.num_attention_heads * length * tokens <= SCORES:
         layer += b * m.num_attention_heads * length                          # plain products keep the softmax
-    kept = 4 * c * m.num_hidden_layers + 2 * layer if o.recompute else layer * m.num_hidden_layers
+    kept = 4 * c * m.num_hidden_layers + 2.6 * layer if o.recompute else layer * m.num_hidden_layers
     pieces = min(tokens * learned, max(PIECE, LOGITS // m.vocab_size))
     return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
 
