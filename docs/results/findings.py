@@ -218,7 +218,7 @@ def cold_start() -> tuple[str, str, str]:
     end = right("zero_from_dev1", "zero")
     body = curves("cold-start", "Accuracy while training", "share right", "accuracy", {"zero": "from the base", "zero_from_dev1": "from dev1"})
     body += "\n\n" + compared({"zero": "RL from the base", "dev1": "dev1", "zero_from_dev1": "RL from dev1"}, "zero")
-    return (f"accuracy over the first 20 steps {show(faster, sign='+')} points; at the end {show(end, sign='+')}", verdict((faster, 1)), body)
+    return (f"accuracy over the first 20 steps {show(faster, sign='+')} points; at the end {show(end, sign='+')}", verdict((faster, 1), (end, 1)), body)
 
 
 def distillation() -> tuple[str, str, str]:
