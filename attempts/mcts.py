@@ -17,16 +17,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from judge import Judge, fit  # noqa: E402
 from r1 import config, sandbox, stop  # noqa: E402
 from r1.accuracy import accuracy, find_answer  # noqa: E402
 from r1.checkpoint import load_model, save_model  # noqa: E402
 from r1.config import Optim, Sample  # noqa: E402
-from r1.context import Causal  # noqa: E402
 from r1.hf_config import eos_ids  # noqa: E402
 from r1.losses import cross_entropy  # noqa: E402
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs  # noqa: E402
@@ -58,22 +56,12 @@ class Node:
         return math.inf if not self.visits else self.total / self.visits + C * math.sqrt(math.log(self.parent.visits) / self.visits)
 
 
-class Value(nn.Module):
-    """How likely an answer that begins like this ends right: a language model's body and one number."""
-
-    def __init__(self, body: nn.Module):
-        super().__init__()
-        self.body, self.head = body, nn.Linear(body.cfg.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)                       # no random numbers but the seed's
-        nn.init.zeros_(self.head.bias)
+class Value(Judge):
+    """How likely an answer that begins like this ends right."""
 
     def forward(self, rows: list[list[int]]) -> torch.Tensor:
         """Rows of ids -> logits (B,) at the last token of each."""
-        ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.long)
-        for b, row in enumerate(rows):
-            ids[b, :len(row)] = torch.tensor(row)
-        last = torch.tensor([len(r) - 1 for r in rows])
-        return self.head(self.body.hidden(ids, Causal())[torch.arange(len(rows)), last]).squeeze(-1)
+        return self.logits(rows)[torch.arange(len(rows)), torch.tensor([len(r) - 1 for r in rows])]
 
 
 def select(root: Node) -> Node:
@@ -133,17 +121,9 @@ def chosen(problem: Problem, root: Node, value: Value, prompt: list[int], tokeni
 
 def train_value(base: Path, seen: list[tuple[list[int], float]], seed: int) -> Value:
     """On beginnings of answers and how they ended."""
-    value, rng = Value(load_model(base)), random.Random(seed)
-    optimizer = torch.optim.AdamW(value.parameters(), lr=3e-4)
-    for _ in range(2):
-        rng.shuffle(seen)
-        for i in range(0, len(seen), 64):
-            part = seen[i:i + 64]
-            loss = F.binary_cross_entropy_with_logits(value([r for r, _ in part]), torch.tensor([x for _, x in part]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    return value.eval()
+    value = Value(load_model(base))
+    fit(value, [(ids, [len(ids)], [right]) for ids, right in seen], 2, 64, seed)
+    return value
 
 
 def fine_tune(base: Path, right: list[tuple[list[int], list[int]]], o: Optim, seed: int):

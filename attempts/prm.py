@@ -6,18 +6,17 @@ Needs the stage `base` of that config (python train.py configs/findings/prm.yaml
 about problems; a rule labels each step; a copy of the base with one more output learns the labels; RL rewards steps by what it says.
 Everything else, problems, samples, steps and rate, is as in the stage `zero`, which rewards the outcome by rule.
 """
-import random
 import re
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+from judge import Judge, fit  # noqa: E402
 from r1 import config, grpo, pipeline, sandbox, stop  # noqa: E402
 from r1.checkpoint import load_model  # noqa: E402
 from r1.hf_config import eos_ids  # noqa: E402
@@ -57,30 +56,15 @@ def labels(s: Scored, at: list[int], tokenizer: Tokenizer) -> list[float]:
     return [*out, s.score.parts["accuracy"]]
 
 
-class PRM(nn.Module):
-    """A language model's body and one number: how likely a step that ends at a token is right."""
+class PRM(Judge):
+    """How likely a step that ends at a token is right."""
 
-    def __init__(self, body: nn.Module):
-        super().__init__()
-        self.body, self.head = body, nn.Linear(body.cfg.hidden_size, 1)
-        nn.init.zeros_(self.head.weight)                       # no random numbers but the seed's
-        nn.init.zeros_(self.head.bias)
-
-    def forward(self, ids: Tensor) -> Tensor:
-        """ids (B, T) -> logits (B, T)."""
-        from r1.context import Causal
-        return self.head(self.body.hidden(ids, Causal())).squeeze(-1)
-
+    @torch.no_grad()
     def score(self, rows: list[list[int]], at: list[list[int]]) -> list[list[float]]:
         """The probability at the token before each position of `at`, for every row."""
         out = []
         for i in range(0, len(rows), 64):
-            part = rows[i:i + 64]
-            ids = torch.zeros(len(part), max(map(len, part)), dtype=torch.long)
-            for b, row in enumerate(part):
-                ids[b, :len(row)] = torch.tensor(row)
-            with torch.no_grad():
-                p = torch.sigmoid(self(ids))
+            p = torch.sigmoid(self.logits(rows[i:i + 64]))
             out += [[float(p[b, n - 1]) for n in places] for b, places in enumerate(at[i:i + 64])]
         return out
 
@@ -98,22 +82,8 @@ def train_prm(base: Path, cfg: config.GRPO, template: str, folder: Folder) -> PR
     groups, _ = roll_out(model, tokenizer, problems, template + "<think>", cfg.sample, SAMPLES, folder.seed, {"accuracy": 1.0}, eos_ids(base), title="prm: thoughts")
     rows = [(*placed(s, at), labels(s, at, tokenizer)) for g in groups for s in g for at in [steps_of(s, tokenizer)]]
     held, rows = rows[:len(rows) // 10], rows[len(rows) // 10:]
-    prm, rng = PRM(model), random.Random(folder.seed)
-    optimizer = torch.optim.AdamW(prm.parameters(), lr=3e-4)
-    for epoch in range(EPOCHS):
-        rng.shuffle(rows)
-        for i in range(0, len(rows), 16):
-            part = rows[i:i + 16]
-            ids = torch.zeros(len(part), max(len(r[0]) for r in part), dtype=torch.long)
-            for b, (row, _, _) in enumerate(part):
-                ids[b, :len(row)] = torch.tensor(row)
-            logits = prm(ids)
-            picked = torch.stack([logits[b, n - 1] for b, (_, at, _) in enumerate(part) for n in at])
-            loss = F.binary_cross_entropy_with_logits(picked, torch.tensor([x for _, _, want in part for x in want]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-    prm.eval()
+    prm = PRM(model)
+    fit(prm, rows, EPOCHS, 16, folder.seed)
     said, true = sum(prm.score([r for r, _, _ in held], [a for _, a, _ in held]), []), sum((w for _, _, w in held), [])
     right = sum((p > 0.5) == bool(t) for p, t in zip(said, true, strict=True)) / len(true)
     folder.write("prm.json", f'{{"steps": {sum(len(a) for _, a, _ in rows)}, "right_steps": {sum(true) / len(true):.4f}, "held_out_accuracy": {right:.4f}}}\n')
