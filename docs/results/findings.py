@@ -263,12 +263,12 @@ def search() -> tuple[str, str, str]:
 
 
 def grpo_parts() -> tuple[str, str, str]:
-    names = {"zero": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)", "leave_one_out": "leave one out",
+    names = {"plain": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)", "leave_one_out": "leave one out",
              "group4": "64 groups of 4", "group8": "32 of 8", "group32": "8 of 32", "four_updates": "four updates", "four_unclipped": "four, clip 10 (the paper's)",
              "four_clip_higher": "four, clip higher (DAPO)", "dynamic": "dynamic sampling (DAPO)"}
-    there = [n for n in names if have(n) and n != "zero"]
-    differ = [n for n in there if abs((g := right(n, "zero"))[0]) > 2 * g[1]]
-    return (f"{len(differ)} of {len(there)} changes make a difference beyond two standard errors" + (": " + ", ".join(names[n] for n in differ) if differ else ""), "see the table", compared(names, "zero"))
+    there = [n for n in names if have(n) and n != "plain"]
+    differ = [n for n in there if abs((g := right(n, "plain"))[0]) > 2 * g[1]]
+    return (f"{len(differ)} of {len(there)} changes make a difference beyond two standard errors" + (": " + ", ".join(names[n] for n in differ) if differ else ""), "see the table", compared(names, "plain"))
 
 
 TITLE = {"zero": "R1-Zero", "thinking_time": "More thinking time by itself", "aha": "The aha moment", "language": "Language mixing", "stages": "The stages",
@@ -280,7 +280,7 @@ PAPER = {"zero": "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7", "thinki
          "reward": "rule rewards; neural ones invite hacking", "prm": "did not work: a process reward model", "search": "did not work: tree search", "grpo_parts": "GRPO (and what came after it)"}
 NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked base_hot early_hot early_hot_unchecked zero_hot zero_hot_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
          "cold_start": "zero dev1 zero_from_dev1", "distillation": "student student_rl student_base", "sft_or_rl": "zero sft_best sft_answers",
-         "reward": "zero accuracy_only format_only weak_rule", "prm": "zero prm", "search": "mcts", "grpo_parts": "zero no_std"}
+         "reward": "zero accuracy_only format_only weak_rule", "prm": "zero prm", "search": "mcts", "grpo_parts": "plain no_std"}
 
 
 def main() -> None:
