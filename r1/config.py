@@ -170,6 +170,7 @@ class Config:
     threads: int = 0                   # CPU threads; 0: what torch takes
     device: str = "auto"
     timeout: float = 600               # seconds that ranks (torchrun) wait for each other before the run is broken off
+    log: list[str] = field(default_factory=list)         # tensorboard, wandb: shows the lines of metrics.jsonl there, too
     sandbox: str = "strict"            # code is run only under a kernel's protection; "unprotected": also without
     templates: dict[str, str] = field(default_factory=dict)   # name -> text with {prompt}; "chat" is the model's own
     evaluate: Evaluate = field(default_factory=Evaluate)

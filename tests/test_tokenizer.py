@@ -338,3 +338,97 @@ def test_transformers_reads_the_same(tokenizer, tmp_path):
     for template in (CHATML, tokenizer.with_template('Q: {prompt}\n"A"\\n').config["chat_template"]):
         ours, theirs.chat_template = with_config(tokenizer, chat_template=template), template
         assert theirs.apply_chat_template(CONVERSATION[1:2], tokenize=False, add_generation_prompt=True) == ours.render_prompt(CONVERSATION[1:2])
+
+
+# What the templates of each family do, in our own words: who begins, what is prefilled, what becomes of earlier thoughts, what a missing tool means.
+FAMILIES = {
+    "llama3": """{{- bos_token }}
+{%- if tools_in_user_message is not defined %}{%- set tools_in_user_message = true %}{%- endif %}
+{%- if date_string is not defined %}{%- if strftime_now is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}{%- endif %}
+{%- if tools is not defined %}{%- set tools = none %}{%- endif %}
+{%- if messages[0]['role'] == 'system' %}{%- set said = messages[0]['content']|trim %}{%- set messages = messages[1:] %}{%- else %}{%- set said = "" %}{%- endif %}
+{{- "<|h|>system<|/h|>\n\n" }}
+{%- if tools is not none %}{{- "Environment: ipython\n" }}{%- endif %}
+{{- "Today: " + date_string + "\n\n" + said + "<|eot|>" }}
+{%- if tools_in_user_message and not tools is none %}{{- raise_exception("no tools here") }}{%- endif %}
+{%- for m in messages %}
+    {%- if not (m.role == 'ipython' or m.role == 'tool' or 'tool_calls' in m) %}
+        {{- '<|h|>' + m['role'] + '<|/h|>\n\n' + m['content'] | trim + '<|eot|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|h|>assistant<|/h|>\n\n' }}{%- endif %}
+""",
+    "qwen2.5": """{%- if tools %}{{- 'tools' }}{{- tools | tojson(indent=4) }}
+{%- else %}
+    {%- if messages[0]['role'] == 'system' %}{{- '<|s|>system\n' + messages[0]['content'] + '<|e|>\n' }}{%- else %}{{- '<|s|>system\nA default.<|e|>\n' }}{%- endif %}
+{%- endif %}
+{%- for m in messages %}
+    {%- if (m.role == "user") or (m.role == "system" and not loop.first) or (m.role == "assistant" and not m.tool_calls) %}
+        {{- '<|s|>' + m.role + '\n' + m.content + '<|e|>' + '\n' }}
+    {%- elif m.role == "assistant" %}
+        {%- for call in m.tool_calls %}{%- if call.function is defined %}{%- set call = call.function %}{%- endif %}{{- call.arguments | tojson }}{%- endfor %}
+    {%- elif m.role == "tool" %}
+        {%- if (loop.index0 == 0) or (messages[loop.index0 - 1].role != "tool") %}{{- '<|s|>user' }}{%- endif %}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|s|>assistant\n' }}{%- endif %}
+""",
+    "qwen3": """{%- set ns = namespace(multi_step=true, last=messages|length - 1) %}
+{%- for m in messages[::-1] %}
+    {%- set index = (messages|length - 1) - loop.index0 %}
+    {%- if ns.multi_step and m.role == "user" and m.content is string and not (m.content.startswith('<r>') and m.content.endswith('</r>')) %}
+        {%- set ns.multi_step = false %}{%- set ns.last = index %}
+    {%- endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- if m.content is string %}{%- set content = m.content %}{%- else %}{%- set content = '' %}{%- endif %}
+    {%- if m.role == "assistant" %}
+        {%- set thought = '' %}
+        {%- if m.reasoning_content is string %}{%- set thought = m.reasoning_content %}
+        {%- elif '</think>' in content %}
+            {%- set thought = content.split('</think>')[0].rstrip('\n').split('<think>')[-1].lstrip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last and (loop.last or (not loop.last and thought)) %}
+            {{- '<|s|>' + m.role + '\n<think>\n' + thought.strip('\n') + '\n</think>\n\n' + content.lstrip('\n') }}
+        {%- else %}{{- '<|s|>' + m.role + '\n' + content }}{%- endif %}
+    {%- else %}{{- '<|s|>' + m.role + '\n' + content }}{%- endif %}
+    {{- '<|e|>\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '<|s|>assistant\n' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}
+{%- endif %}""",
+    "r1-distill": ("{% if not add_generation_prompt is defined %}{% set add_generation_prompt = false %}{% endif %}{% set ns = namespace(first=true, system='') %}"
+                   "{%- for m in messages %}{%- if m['role'] == 'system' %}{% set ns.system = m['content'] %}{%- endif %}{%- endfor %}{{bos_token}}{{ns.system}}"
+                   "{%- for m in messages %}{%- if m['role'] == 'user' %}{%- set ns.first = false -%}{{'<｜User｜>' + m['content']}}{%- endif %}"
+                   "{%- if m['role'] == 'assistant' and m['content'] is not none %}{% set content = m['content'] %}{% if '</think>' in content %}"
+                   "{% set content = content.split('</think>')[-1] %}{% endif %}{{'<｜Assistant｜>' + content + eos_token}}{%- endif %}{%- endfor -%}"
+                   "{% if add_generation_prompt %}{{'<｜Assistant｜><think>\\n'}}{% endif %}"),
+    "alternating": """{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system here') }}{% endif %}
+{% for m in messages %}{% if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('roles must alternate') }}{% endif %}
+{%- if documents is not none or tools is not none %}{{ raise_exception('unasked') }}{% endif %}
+{%- if loop.previtem is defined and loop.previtem.role == m.role %}{% continue %}{% endif %}
+[{{ m['role'] }}] {{ m['content'] | trim }}
+{% endfor %}""",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_asked_as_transformers_asks_it(tokenizer, tmp_path, family):
+    transformers = pytest.importorskip("transformers")
+    ours = with_config(tokenizer, chat_template=FAMILIES[family], bos_token=END)
+    ours.save(tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path), local_files_only=True)
+    spaced = [{"role": "user", "content": "  1+1?\n"}, {"role": "assistant", "content": "<think>\n\n1+1=2\n</think>\n\n2"}, {"role": "user", "content": "<r>x</r>"}]
+    rendered = 0
+    for messages in (CONVERSATION[:2], CONVERSATION[1:2], CONVERSATION[:4], CONVERSATION[1:4], spaced, spaced[:2], [*spaced, *spaced[1:2]]):
+        try:
+            expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        except Exception as e:
+            with pytest.raises(UserError, match=str(e)):
+                ours.render_prompt(messages)
+        else:
+            assert ours.render_prompt(messages) == expected
+            rendered += 1
+    assert rendered >= 5 and (family != "r1-distill" or expected.endswith("<think>\n"))

@@ -1,0 +1,52 @@
+"""The lines of metrics.jsonl, shown as they come: TensorBoard and Weights & Biases, each an extra package, behind the config's `log`."""
+from __future__ import annotations
+
+import importlib.util
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from r1.files import write_text
+from r1.types import UserError
+
+PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+
+
+def check(names: list[str]) -> None:
+    """Raises UserError for one that is not known, or whose package is not there."""
+    for name in names:
+        if name not in PACKAGES:
+            raise UserError(f"log: {name!r} is not known; there are {', '.join(PACKAGES)}")
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            raise UserError(f"log: {name} needs `pip install {PACKAGES[name]}`")
+
+
+def watchers(names: list[str], path: Path, step: int) -> list[Callable[[dict], None]]:
+    """For each a function that takes a line. `path` is the stage's folder; what was shown of steps from `step` on is void."""
+    return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](path, step) for name in names]
+
+
+def _numbers(line: dict) -> dict[str, float]:
+    return {k: v for k, v in line.items() if isinstance(v, (int, float)) and k != "step"}
+
+
+def _tensorboard(path: Path, step: int) -> Callable[[dict], None]:
+    from torch.utils.tensorboard import SummaryWriter
+    writer = SummaryWriter(str(path / "tensorboard"), purge_step=step)
+
+    def show(line: dict) -> None:
+        for name, value in _numbers(line).items():
+            writer.add_scalar(name, value, line["step"])
+        writer.flush()
+    return show
+
+
+def _wandb(path: Path, step: int) -> Callable[[dict], None]:
+    """A stage is a run, a run's folder their group; a stage that goes on goes on there, too."""
+    import wandb
+    file = path / "wandb_id"
+    if not step:
+        write_text(file, secrets.token_hex(4))
+    run = wandb.init(project="r1", group=path.parent.name, name=path.name, id=file.read_text(), resume="allow", dir=str(path), reinit="finish_previous")
+    run.define_metric("*", step_metric="step")       # its own counter cannot go back to a state
+    return lambda line: run.log({"step": line["step"], **_numbers(line)})
