@@ -119,10 +119,10 @@ def chosen(problem: Problem, root: Node, value: Value, prompt: list[int], tokeni
     return example[votes.most_common(1)[0][0]] if votes else None
 
 
-def train_value(base: Path, seen: list[tuple[list[int], float]], seed: int) -> Value:
-    """On beginnings of answers and how they ended."""
+def train_value(base: Path, seen: list[tuple[list[int], list[int], float]], seed: int) -> Value:
+    """On answers, where their steps end, and how the answers ended."""
     value = Value(load_model(base))
-    fit(value, [(ids, [len(ids)], [right]) for ids, right in seen], 2, 64, seed)
+    fit(value, [(ids, at, [right] * len(at)) for ids, at, right in seen], 2, 16, seed)
     return value
 
 
@@ -144,14 +144,14 @@ def fine_tune(base: Path, right: list[tuple[list[int], list[int]]], o: Optim, se
     return model
 
 
-def first_seen(model, tokenizer, eos, prompts, problems, sample, seed) -> list[tuple[list[int], float]]:
+def first_seen(model, tokenizer, eos, prompts, problems, sample, seed) -> list[tuple[list[int], list[int], float]]:
     """Before there is a value: every step of plain samples, and how they ended."""
     seen = []
     for problem, prompt, group in zip(problems, prompts, generate(model, prompts, 4, sample, seed, eos), strict=True):
         for r in group:
             right = float(accuracy(problem, tokenizer.decode([i for i in r.ids if i not in eos]))[0])
             ends = [n for n in range(1, len(r.ids)) if STEP.search(tokenizer.decode(r.ids[:n]))] + [len(r.ids)]
-            seen += [(prompt + r.ids[:n], right) for n in ends]
+            seen.append((prompt + r.ids, [len(prompt) + n for n in ends], right))
     return seen
 
 
@@ -171,11 +171,12 @@ def attempt(cfg: config.Config) -> dict:
         roots, spent = search(model, train_value(base, seen, cfg.seed), tokenizer, eos, prompts, sample, 1000 * n)
         for problem, prompt, root in zip(problems, prompts, roots, strict=True):
             for node in (x for x in nodes(root) if x.done):
-                ok, path = float(accuracy(problem, text(tokenizer, node, eos))[0]), node
+                ok, path, ends = float(accuracy(problem, text(tokenizer, node, eos))[0]), node, []
                 right += [(prompt, node.ids)] * int(ok)
                 while path.parent is not None:
-                    seen.append((prompt + path.ids, ok))
+                    ends.append(len(prompt) + len(path.ids))
                     path = path.parent
+                seen.append((prompt + node.ids, ends, ok))
         model = fine_tune(base, right, Optim(lr=1e-3), cfg.seed)
         result["rounds"].append({"tokens": spent, "found": len(right)} | measure(model, tokenizer, eos, cfg, asked, 16))
         print(f"seed {cfg.seed} round {n}: {result['rounds'][-1]}", flush=True)
