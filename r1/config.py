@@ -39,6 +39,7 @@ class Optim:
     weight_decay: float = 0.0
     clip: float = 1.0                  # global gradient norm
     micro_tokens: int = 16384          # per forward, with padding, shared prompts once; changes memory, never the gradient
+    offload: bool = False              # moments wait in the host's memory, not the GPU's: 8 bytes less a weight, a little more time
     recompute: bool = False            # keep no activations inside a layer: less memory, a third more time
     bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
 

@@ -46,6 +46,8 @@ def _check_stage(s: Any, at: str, config: Any, before: dict[str, str]) -> None:
     template = getattr(s, "template", "chat")
     if template != "chat" and template not in config.templates:
         raise UserError(f"{at} uses the template {template!r}{nearest(template, ['chat', *config.templates])}")
+    if hasattr(s, "optim") and s.optim.offload and s.optim.muon_lr:
+        raise UserError(f"{at}: optim.offload is for AdamW alone; leave out optim.muon_lr")
     if s.kind == "sft":
         if not s.data:
             raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")

@@ -45,7 +45,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     sources, template = open_sources(cfg.data, folder.evaluated), folder.template(cfg.template)
     check_weights(cfg.reward, bool(cfg.reward_function))
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
-    optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
+    optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr, o.offload)
     done = folder.resume(policy, optimizer, None if reference is policy else reference)
 
     for step in folder.steps(cfg, done, cfg.steps):

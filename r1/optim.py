@@ -24,23 +24,43 @@ def lr_at(step: int, steps: int, peak: float, warmup: int, final: float, schedul
 
 
 def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weight_decay: float,
-                   muon_lr: float = 0.0) -> torch.optim.Optimizer | Pair:
+                   muon_lr: float = 0.0, offload: bool = False) -> torch.optim.Optimizer | Several:
     """AdamW in fp32, weight decay on matrices only. With `muon_lr` the matrices inside the blocks are moved by
-    Muon at that rate instead (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/)."""
+    Muon at that rate instead (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/); with `offload` moments
+    wait in the host's memory (as in ZeRO-Offload, arXiv 2101.06840, but for the step itself)."""
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     hidden = [p for n, p in named if muon_lr and p.dim() == 2 and n.startswith("layers.")]
     taken = {id(p) for p in hidden}
     groups = [{"params": [p for _, p in named if id(p) not in taken and p.dim() > 1], "weight_decay": weight_decay},
               {"params": [p for _, p in named if p.dim() <= 1], "weight_decay": 0.0}]
+    if offload:
+        return Several(*(Hosted([{**g, "params": [p]}], lr=lr, betas=betas, fused=True) for g in groups for p in g["params"]))
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
     if not hidden:
         return adamw
     muon = torch.optim.Muon([{"params": hidden, "scale": muon_lr / lr}], lr=muon_lr, weight_decay=weight_decay)
-    return Pair(muon, adamw)
+    return Several(muon, adamw)
 
 
-class Pair:
-    """Muon and AdamW of disjoint parameters, stepped together."""
+class Hosted(torch.optim.AdamW):
+    """AdamW of one parameter, whose moments visit its device for the step alone."""
+
+    def step(self) -> None:
+        self._move(self.param_groups[0]["params"][0].device)
+        super().step()
+        self._move("cpu")
+
+    def load_state_dict(self, state: dict) -> None:
+        super().load_state_dict(state)
+        self._move("cpu")
+
+    def _move(self, device) -> None:
+        for moments in self.state.values():
+            moments |= {k: v.to(device) for k, v in moments.items()}
+
+
+class Several:
+    """Optimisers of disjoint parameters, stepped together."""
 
     def __init__(self, *parts: torch.optim.Optimizer):
         self.parts = parts
@@ -54,11 +74,10 @@ class Pair:
             o.zero_grad(set_to_none)
 
     def step(self) -> None:
-        muon = self.parts[0]
-        for p in muon.param_groups[0]["params"]:           # it looks at whole matrices
-            p.grad = ranks.replicated(p.grad)
-            muon.state[p] = {k: ranks.replicated(v) for k, v in muon.state[p].items()}
         for o in self.parts:
+            for p in o.param_groups[0]["params"] if isinstance(o, torch.optim.Muon) else []:      # it looks at whole matrices
+                p.grad = ranks.replicated(p.grad)
+                o.state[p] = {k: ranks.replicated(v) for k, v in o.state[p].items()}
             o.step()
 
 
@@ -75,7 +94,7 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
 
 
-def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Pair, examples: list[Example],
+def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Several, examples: list[Example],
              loss_fn: Callable[[Batch], tuple[Tensor, dict]], lr: float, micro_tokens: int, clip: float) -> dict:
     """One step on `examples`, whose weights `w` already sum over all of them. Returns loss, grad_norm and the
     sums that `loss_fn` returned, added over micro-batches and ranks. A step with a non-finite gradient is skipped."""

@@ -151,6 +151,8 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
     """What would end one of these stages hours later, found before the first begins."""
     names = [s.name for s in cfg.stages]
     for s in stages:
+        if ranks.world() > 1 and hasattr(s, "optim") and s.optim.offload:
+            raise UserError(f"{s.name}: optim.offload is for one GPU; several share the moments as it is, so leave it out")
         if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
                 not hub.is_id(s.init) or s.init.split("/")[0] in names and not re.fullmatch(r"step\d+", s.init.split("/")[1])):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
@@ -176,7 +178,7 @@ def try_sources(mix: dict[str, float], test: bool, held: set[str]) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "sample.max_rows")     # these change cost, never the result
+FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "sample.max_rows")     # these change cost, never the result
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:

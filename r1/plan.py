@@ -45,7 +45,7 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
     trained = P if o else 0
     if getattr(stage, "lora", None) and stage.lora.rank:
         trained = lora_parameters(m, stage.lora)
-    held = {"libraries": LIBRARIES if cpu else 0, "weights": 4 * (P + (trained if trained < P else 0)) / ranks, "optimiser": 8 * trained / ranks}
+    held = {"libraries": LIBRARIES if cpu else 0, "weights": 4 * (P + (trained if trained < P else 0)) / ranks, "optimiser": 0 if o and o.offload and not cpu else 8 * trained / ranks}
     if isinstance(stage, GRPO) and stage.kl_coef and not stage.lora.rank:
         held["reference"] = 4 * P / ranks
     phases = {}
@@ -133,6 +133,8 @@ def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, pro
     if o:
         last = tries[-1] if tries else ("", stage)
         tries.append((f"{last[0]} optim.recompute=true", replace(last[1], optim=replace(last[1].optim, recompute=True))))
+        if not cpu and ranks == 1 and not o.muon_lr:
+            tries.append((f"{tries[-1][0]} optim.offload=true", replace(tries[-1][1], optim=replace(tries[-1][1].optim, offload=True))))
     if isinstance(stage, (GRPO, SFT)):
         tries.append((f"{tries[-1][0]} lora.rank=16", replace(tries[-1][1], lora=replace(stage.lora, rank=16))))
     for change, other in tries:

@@ -23,7 +23,7 @@ from r1 import checkpoint, hub, ranks, stop, watch
 from r1.config import Stage
 from r1.files import append_text, digest, digests, jsonl, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
-from r1.optim import Pair
+from r1.optim import Several
 from r1.types import UserError
 
 
@@ -45,7 +45,7 @@ class Folder:
     began: float = field(default_factory=time.perf_counter)     # moved back by what an interrupted run has spent
     saving: float = 0.0                                         # seconds in it
     models: dict[str, nn.Module] = field(default_factory=dict)  # what a state is of
-    optimizer: torch.optim.Optimizer | Pair | None = None
+    optimizer: torch.optim.Optimizer | Several | None = None
     bar: tqdm | None = None                                     # of the steps
     skipped: int = 0                                            # steps in a row whose gradient was not finite
 
@@ -151,7 +151,7 @@ class Folder:
         checkpoint.save_state(self.path / "state", step, tensors, meta)
         self.saving += time.perf_counter() - began
 
-    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Pair, reference: nn.Module | None = None) -> int:
+    def resume(self, model: nn.Module, optimizer: torch.optim.Optimizer | Several, reference: nn.Module | None = None) -> int:
         """Steps done: 0 at a fresh start, else those of the newest whole state, which is put back into what is given.
 
         Metrics and samples are cut back to that step, so that no step stands twice."""
@@ -258,7 +258,7 @@ def _lock(path: Path):
     return file
 
 
-def _parts(model: nn.Module, optimizer: torch.optim.Optimizer | Pair) -> list[tuple[torch.optim.Optimizer, list[str]]]:
+def _parts(model: nn.Module, optimizer: torch.optim.Optimizer | Several) -> list[tuple[torch.optim.Optimizer, list[str]]]:
     """Each optimiser with the names of its parameters, in its own order."""
     name_of = {id(p): n for n, p in model.named_parameters()}
     return [(o, [name_of[id(p)] for group in o.param_groups for p in group["params"]])

@@ -117,7 +117,7 @@ def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int,
     shards where there are several ranks."""
     o = cfg.optim
     model = ranks.shard(model, o.bf16, o.recompute)
-    optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
+    optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr, o.offload)
     done = folder.resume(model, optimizer)
 
     def loss_fn(b: Batch):

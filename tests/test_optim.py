@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from r1 import checkpoint
+from r1 import checkpoint, optim
 from r1.config import SFT, Optim
 from r1.data import collate
 from r1.losses import cross_entropy, grpo_loss, token_weight
@@ -177,6 +177,26 @@ def test_every_parameter_is_optimised_once(tiny_model):
     optimizer = make_optimizer(tiny_model, 1e-3, (0.9, 0.95), 0.1)
     held = [id(p) for group in optimizer.param_groups for p in group["params"]]
     assert sorted(held) == sorted(id(p) for p in tiny_model.parameters()) and len(held) == len(set(held))
+
+
+def test_moments_in_the_hosts_memory_change_nothing(make_model, tmp_path, monkeypatch):
+    """The same bits as without, also when a run goes on with the other setting; each moment visits its parameter's device once a step."""
+    moves, move = [], optim.Hosted._move
+
+    def trained(name, steps, offload):
+        model, folder = make_model(), Folder(tmp_path, name, 0, "cpu", {})
+        folder.path.mkdir(exist_ok=True)
+        cfg = SFT("s", "sft", save_every=2, optim=Optim(lr=1e-3, weight_decay=0.1, offload=offload))
+        train(model, lambda step: examples(seed=step), steps, cfg, folder)
+        return [p.detach().clone() for p in model.parameters()]
+
+    whole = trained("a", 6, False)
+    monkeypatch.setattr(optim.Hosted, "_move", lambda self, device: (moves.append(str(device)), move(self, device)))
+    hosted = trained("b", 6, True)
+    assert all(torch.equal(p, q) for p, q in zip(whole, hosted, strict=True)) and len(moves) == 2 * 6 * len(whole)
+    for name, first, then in (("c", True, False), ("d", False, True)):
+        trained(name, 3, first)
+        assert all(torch.equal(p, q) for p, q in zip(whole, trained(name, 6, then), strict=True))
 
 
 def test_master_weights_and_moments_are_fp32_when_the_forward_is_bf16(make_model, tmp_path):
