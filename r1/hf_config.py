@@ -85,6 +85,9 @@ def load_config(path) -> ModelConfig:
     """The `ModelConfig` of a Hugging Face folder. UserError if it asks for something we would not run exactly."""
     if not Path(path).is_dir():
         raise UserError(f"model folder {path} does not exist; give a folder with config.json and model.safetensors")
+    if (adapter := Path(path) / "adapter_config.json").is_file() and not (Path(path) / "config.json").is_file():
+        raise UserError(f"{path} holds an adapter of {read_json(adapter).get('base_model_name_or_path')}, not a model; merge the two (merge_and_unload of peft) "
+                        f"and name the folder of the sum")
     raw = read_json(file := Path(path) / "config.json")
     names = raw.get("architectures") or [k for k, v in MODEL_TYPES.items() if v == raw.get("model_type")]
     name = str(names[0] if isinstance(names, list) and names else raw.get("model_type"))

@@ -11,7 +11,7 @@ from pathlib import Path
 from r1.types import UserError
 
 MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
-               "chat_template.jinja"]
+               "chat_template.jinja", "adapter_config.json"]
 
 
 def is_id(name: str) -> bool:

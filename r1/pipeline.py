@@ -70,8 +70,8 @@ def shape_of(stage: cfgs.Stage, folder: Folder, weights: bool = True) -> ModelCo
 
 def tell_plan(cfg: cfgs.Config, stage: cfgs.Stage, m: ModelConfig, folder: Folder) -> None:
     n, prompt = max(ranks.world(), int(os.environ.get("WORLD_SIZE", 1))), prompt_tokens(stage, folder)
-    about = (folder.device == "cpu", n, prompt, cfg.evaluate)
-    p, free = memory.plan(stage, m, *about), memory.available(folder.device)
+    about = (folder.device == "cpu", n, prompt)
+    p, free = memory.plan(stage, m, *about, cfg.evaluate), memory.available(folder.device)
     tell(memory.describe(stage.name, p, free))
     if p.peak > free:
         tell(f"  that is more than there is; {memory.advice(stage, m, free, *about)}")
@@ -93,6 +93,8 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     """Train what is not trained, evaluate what is not evaluated, write down both."""
     ranks.at("the beginning", stage.name)
     try:
+        if not folder.done():
+            folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
         if not folder.done() and stage.kind != "evaluate":
             train(cfg, stage, folder)
         domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
@@ -102,7 +104,6 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
         if stage.kind != "reject" and domains:
             run_evaluation(replace(as_asked(cfg.evaluate, stage), domains=domains), stage, folder)
             if not folder.done():                  # of kind `evaluate`
-                folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
                 folder.finish()
         folder.clear()
     except torch.OutOfMemoryError as e:
@@ -117,7 +118,6 @@ def as_asked(cfg: cfgs.Evaluate, stage: cfgs.Stage) -> cfgs.Evaluate:
 
 
 def train(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
-    folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
     tell_plan(cfg, stage, shape_of(stage, folder), folder)
     STAGES[stage.kind](stage, folder)
     tell(f"{stage.name}: done in {folder.finish():.0f} s")

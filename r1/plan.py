@@ -119,7 +119,7 @@ def describe(name: str, p: Plan, free: float) -> str:
     return f"{name}: {p.parameters / 1e6:.1f}M parameters, at most {p.peak / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
 
 
-def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int, evaluate: Evaluate | None = None) -> str:
+def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int) -> str:
     """What to change when it does not fit, the cheapest first."""
     if plan(stage, m, cpu, ranks, prompt).peak < free:
         return "lower evaluate.sample.max_rows"

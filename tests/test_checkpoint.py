@@ -258,6 +258,10 @@ def test_bad_folders(tmp_path, folder):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty/config.json does not exist"):
         load_model(tmp_path / "empty")
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "Qwen/Qwen2.5-7B"}')
+    with pytest.raises(UserError, match="holds an adapter of Qwen/Qwen2.5-7B, not a model; merge"):
+        load_model(tmp_path / "adapter")
     for text, words in (('{"a": ', "cannot be read as JSON"), ("[1]", "must hold a JSON object"),
                         ("[" * 100_000, "cannot be read as JSON")):
         (tmp_path / "empty" / "config.json").write_text(text)

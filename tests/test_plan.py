@@ -39,8 +39,11 @@ def test_advice_fits():
     fits = lambda n: plan.plan(replace(stage, optim=replace(stage.optim, micro_tokens=n)), m).peak < whole * 0.7  # noqa: E731
     assert fits(n) and not fits(2 * n)
     assert "no setting" in plan.advice(stage, m, 1e6, True, 1, plan.DEFAULT_PROMPT)
+    offloaded = replace(stage, optim=replace(stage.optim, offload=True))         # eight bytes a weight less on a GPU, none on a CPU
+    assert plan.plan(stage, m, False).phases["update"]["optimiser"] == 8 * plan.parameters(m) and plan.plan(offloaded, m, False).phases["update"]["optimiser"] == 0
+    assert plan.plan(offloaded, m, True).peak == whole
     wide = config.Evaluate({"x": {"chain": 1}}, sample=config.Sample(max_new_tokens=8192))
-    assert plan.plan(stage, m, evaluate=wide).peak > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT, wide)
+    assert plan.plan(stage, m, evaluate=wide).peak > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT)
 
 
 # name -> shape, stage; completions of a random model are as long as they may be

@@ -271,16 +271,32 @@ def grpo_parts() -> tuple[str, str, str]:
     return (f"{len(differ)} of {len(there)} changes make a difference beyond two standard errors" + (": " + ", ".join(names[n] for n in differ) if differ else ""), "see the table", compared(names, "plain"))
 
 
-TITLE = {"zero": "R1-Zero", "thinking_time": "More thinking time by itself", "aha": "The aha moment", "language": "Language mixing", "stages": "The stages",
-         "cold_start": "The cold start helps RL", "distillation": "Distillation against RL on the small model", "sft_or_rl": "Supervised fine-tuning against RL",
-         "reward": "What is rewarded", "prm": "What did not work: a process reward model", "search": "What did not work: tree search", "grpo_parts": "GRPO's parts"}
-PAPER = {"zero": "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7", "thinking_time": "thinks longer by itself, more on hard problems", "aha": "reflective words 5 to 7 times as often",
-         "language": "mixes languages; a reward cures it at a small cost", "stages": "cold start costs reasoning, RL restores it, SFT adds domains, RL keeps all",
-         "cold_start": "a cold start makes RL faster", "distillation": "distilling beats RL on the small model: 72.6 against 47.0", "sft_or_rl": "RL needs no supervised data to reason",
-         "reward": "rule rewards; neural ones invite hacking", "prm": "did not work: a process reward model", "search": "did not work: tree search", "grpo_parts": "GRPO (and what came after it)"}
-NEEDS = {"zero": "base zero base_vote zero_vote", "thinking_time": "base zero", "aha": "base zero zero_unchecked base_hot early_hot early_hot_unchecked zero_hot zero_hot_unchecked", "language": "base zero zero_language", "stages": "base zero dev1 dev2 dev3 r1",
-         "cold_start": "zero dev1 zero_from_dev1", "distillation": "student student_rl student_base", "sft_or_rl": "zero sft_best sft_answers",
-         "reward": "zero accuracy_only format_only weak_rule", "prm": "zero prm", "search": "mcts", "grpo_parts": "plain no_std"}
+FINDINGS = [      # what is asked of the committed results, its title, what the paper says, the stages that must be there
+    (zero, "R1-Zero", "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7",
+     "base zero base_vote zero_vote"),
+    (thinking_time, "More thinking time by itself", "thinks longer by itself, more on hard problems",
+     "base zero"),
+    (aha, "The aha moment", "reflective words 5 to 7 times as often",
+     "base zero zero_unchecked base_hot early_hot early_hot_unchecked zero_hot zero_hot_unchecked"),
+    (language, "Language mixing", "mixes languages; a reward cures it at a small cost",
+     "base zero zero_language"),
+    (stages, "The stages", "cold start costs reasoning, RL restores it, SFT adds domains, RL keeps all",
+     "base zero dev1 dev2 dev3 r1"),
+    (cold_start, "The cold start helps RL", "a cold start makes RL faster",
+     "zero dev1 zero_from_dev1"),
+    (distillation, "Distillation against RL on the small model", "distilling beats RL on the small model: 72.6 against 47.0",
+     "student student_rl student_base"),
+    (sft_or_rl, "Supervised fine-tuning against RL", "RL needs no supervised data to reason",
+     "zero sft_best sft_answers"),
+    (reward, "What is rewarded", "rule rewards; neural ones invite hacking",
+     "zero accuracy_only format_only weak_rule"),
+    (prm, "What did not work: a process reward model", "did not work: a process reward model",
+     "zero prm"),
+    (search, "What did not work: tree search", "did not work: tree search",
+     "mcts"),
+    (grpo_parts, "GRPO's parts", "GRPO (and what came after it)",
+     "plain no_std"),
+]
 
 
 def main() -> None:
@@ -288,18 +304,18 @@ def main() -> None:
         collect(Path(sys.argv[2]))
         ALL[:] = load()
     rows = []
-    for i, (name, claim) in enumerate(PAPER.items(), 1):
-        anchor = re.sub(r"[^a-z0-9 -]", "", f"{i}. {TITLE[name]}".lower()).replace(" ", "-")
+    for i, (measure, title, claim, needs) in enumerate(FINDINGS, 1):
+        anchor = re.sub(r"[^a-z0-9 -]", "", f"{i}. {title}".lower()).replace(" ", "-")
         SEEDS[:] = ALL
-        SEEDS[:] = seeds = have(*NEEDS[name].split())
-        head = f"[{TITLE[name]}](docs/findings.md#{anchor})"
+        SEEDS[:] = seeds = have(*needs.split())
+        head = f"[{title}](docs/findings.md#{anchor})"
         if not seeds:
             rows.append([head, claim, "", "not run yet"])
             continue
-        measured, found, body = globals()[name]()
+        measured, found, body = measure()
         few = "" if len(seeds) > 2 else f" ({len(seeds)} seed{'s' * (len(seeds) > 1)})"
         rows.append([head, claim, measured, found + few])
-        put(DOC, f"python docs/results/findings.py  # {name}", f"{measured}: {found}{few}.\n\n{body}")
+        put(DOC, f"python docs/results/findings.py  # {measure.__name__}", f"{measured}: {found}{few}.\n\n{body}")
     put(README, "python docs/results/findings.py", markdown_table(["finding", "the paper", "here", "verdict"], rows).replace("---:", "---") + "\n")
 
 
