@@ -6,6 +6,7 @@ Needs the stage `base` of that config (python train.py configs/findings/prm.yaml
 about problems; a rule labels each step; a copy of the base with one more output learns the labels; RL rewards steps by what it says.
 Everything else, problems, samples, steps and rate, is as in the stage `zero`, which rewards the outcome by rule.
 """
+import json
 import re
 import sys
 from dataclasses import replace
@@ -85,8 +86,11 @@ def train_prm(base: Path, cfg: config.GRPO, template: str, folder: Folder) -> PR
     prm = PRM(model)
     fit(prm, rows, EPOCHS, 16, folder.seed)
     said, true = sum(prm.score([r for r, _, _ in held], [a for _, a, _ in held]), []), sum((w for _, _, w in held), [])
-    right = sum((p > 0.5) == bool(t) for p, t in zip(said, true, strict=True)) / len(true)
-    folder.write("prm.json", f'{{"steps": {sum(len(a) for _, a, _ in rows)}, "right_steps": {sum(true) / len(true):.4f}, "held_out_accuracy": {right:.4f}}}\n')
+    accuracy = sum((p > 0.5) == bool(t) for p, t in zip(said, true, strict=True)) / len(true)
+    wrong = torch.tensor([p for p, t in zip(said, true, strict=True) if not t])
+    auc = sum(float((p > wrong).float().mean()) for p, t in zip(said, true, strict=True) if t) / sum(true)       # a right step above a wrong one
+    folder.write("prm.json", json.dumps({"steps": sum(len(a) for _, a, _ in rows), "right_steps": round(sum(true) / len(true), 4),
+                                         "held_out_accuracy": round(accuracy, 4), "held_out_auc": round(auc, 4)}))
     return prm
 
 
