@@ -1,7 +1,7 @@
 """Teach a small model a large one's reasoning: sample traces, keep the right ones, fine-tune, evaluate.
 
     python distill.py --teacher runs/tiny/r1/model --student runs/tiny/student_base/model --data chain,word out=runs/distilled
-    python distill.py configs/distill.yaml                a whole config; the same as train.py on it
+    python distill.py configs/mine.yaml                   a whole config; the same as train.py on it
 
 A student may also be a .yaml whose last stage makes it. The stages are those of the pipeline (reject, sft, evaluate):
 `traces.problems=2000` or `distilled.epochs=3` change them. Running it again continues where it stopped.

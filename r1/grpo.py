@@ -14,6 +14,7 @@ Where this differs from the paper, and the switch that restores it:
  3. With kl_coef 0 no reference model is loaded; the paper's beta is 0.001         -> kl_coef: 0.001 (the default)
  4. pi_old is what the sampler computed while sampling, not a second forward; the gap is logged every step.
  5. Completions whose advantage is 0 are not run through the model when there is no KL: their gradient is 0.
+ 6. The ratio is a token's, and a response is the mean of its tokens (DeepSeekMath eq. 3); R1's eq. 1 has the ratio of whole responses.
 """
 from __future__ import annotations
 

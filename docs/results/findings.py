@@ -144,8 +144,8 @@ def trained(stage: str, key: str, last: int = 0, first: int = 0) -> list[float]:
 
 def zero() -> tuple[str, str, str]:
     rise, vote = right("zero", "base"), right("zero_vote", "pass", vote=True)
-    rows = [[name, show(right(s)), show(right(s, vote=True)), show(right(v, vote=True)) if have(v) else "", show(value("length", s), digits=0)]
-            for s, v, name in (("base", "base_vote", "base"), ("zero", "zero_vote", "R1-Zero"))]
+    rows = [[name, show(right(s)), show(right(s, vote=True)), show(right(v, vote=True)) if v else "", show(value("length", s), digits=0)]
+            for s, v, name in (("base", "base_vote", "base"), ("base_thinks", "", "base, made to think (`<think>` prefilled)"), ("zero", "zero_vote", "R1-Zero")) if have(s)]
     body = markdown_table(["", "pass@1", "cons@16", "cons@64", "length"], rows) + f"\n\nA majority of 64 adds {show(vote)} points to one sample.\n"
     pictures = curves("zero-accuracy", "R1-Zero: accuracy on training problems", "share right", "accuracy", {"zero": "R1-Zero"})
     pictures += " " + curves("zero-length", "R1-Zero: response length", "tokens", "length", {"zero": "R1-Zero"})
@@ -273,7 +273,7 @@ def grpo_parts() -> tuple[str, str, str]:
 
 FINDINGS = [      # what is asked of the committed results, its title, what the paper says, the stages that must be there
     (zero, "R1-Zero", "RL alone: 15.6 → 71.0 (AIME), majority of 64: 86.7",
-     "base zero base_vote zero_vote"),
+     "base base_thinks zero base_vote zero_vote"),
     (thinking_time, "More thinking time by itself", "thinks longer by itself, more on hard problems",
      "base zero"),
     (aha, "The aha moment", "reflective words 5 to 7 times as often",
