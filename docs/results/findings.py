@@ -263,9 +263,9 @@ def search() -> tuple[str, str, str]:
 
 
 def grpo_parts() -> tuple[str, str, str]:
-    names = {"plain": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)", "leave_one_out": "leave one out",
+    names = {"plain": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)", 
              "group4": "64 groups of 4", "group8": "32 of 8", "group32": "8 of 32", "four_updates": "four updates", "four_unclipped": "four, clip 10 (the paper's)",
-             "four_clip_higher": "four, clip higher (DAPO)", "dynamic": "dynamic sampling (DAPO)"}
+             "four_clip_higher": "four, clip higher (DAPO)"}
     there = [n for n in names if have(n) and n != "plain"]
     differ = [n for n in there if abs((g := right(n, "plain"))[0]) > 2 * g[1]]
     return (f"{len(differ)} of {len(there)} changes make a difference beyond two standard errors" + (": " + ", ".join(names[n] for n in differ) if differ else ""), "see the table", compared(names, "plain"))
