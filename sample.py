@@ -45,8 +45,8 @@ def main() -> int:
     parser.add_argument("--max-new-tokens", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    if args.template and "{prompt}" not in args.template:
-        parser.error("--template must contain {prompt}")
+    if args.template and args.template.count("{prompt}") != 1:
+        parser.error("--template must contain {prompt}, and once")
     if min(args.n, args.k, args.problems, args.max_new_tokens) < 1:
         parser.error("-n, -k, --problems and --max-new-tokens are at least 1")
     if not args.temperature >= 0 or not 0 < args.top_p <= 1:
@@ -70,7 +70,7 @@ def main() -> int:
 
         folder = hub.fetch_model(args.model) if hub.is_id(args.model) and not Path(args.model).is_dir() else Path(args.model)
         model = load_model(folder, pick_device("auto"))
-        tokenizer, eos = Tokenizer.load(folder), eos_ids(folder)
+        tokenizer, eos = Tokenizer.load(folder).with_template(args.template or None), eos_ids(folder)
         if args.data:
             measure(args, model, tokenizer, eos)
         elif args.prompt is not None:
@@ -96,10 +96,6 @@ def show(piece: str, end: str = "") -> None:
     print(piece, end=end, flush=True)
 
 
-def prefilled(prompt: str) -> str:
-    return "<think>" if prompt.rstrip().endswith("<think>") else ""
-
-
 def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
     """Print one completion while it is drawn; returns its text."""
     from r1.sampler import generate
@@ -115,7 +111,7 @@ def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
             show(text[len(shown):])
             shown = text
 
-    show(prefilled(prompt))
+    show("<think>" if prompt.rstrip().endswith("<think>") else "")
     rollout = generate(model, [tokenizer.encode(prompt)], 1, args.sample, seed, eos, on_token=on_token)[0][0]
     print(PLAIN)
     if rollout.finish == "length":
@@ -124,18 +120,18 @@ def stream(args, model, tokenizer, eos, prompt: str, seed: int) -> str:
 
 
 def answer(args, model, tokenizer, eos) -> None:
-    from r1.rollout import prompt_text
+    from r1.rollout import written
     from r1.sampler import generate
 
-    prompt = prompt_text(tokenizer, args.template or None, args.prompt)
+    prompt = tokenizer.render_prompt([{"role": "user", "content": args.prompt}])
     if args.n == 1 and not args.vote:
         stream(args, model, tokenizer, eos, prompt, args.seed)
         return
     rollouts = generate(model, [tokenizer.encode(prompt)], args.n, args.sample, args.seed, eos)[0]
-    texts = [tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids) for r in rollouts]
+    texts = [written(tokenizer, prompt, r) for r in rollouts]
     for i, text in enumerate(texts, 1):
         print(f"--- {i}")
-        show(prefilled(prompt) + text, end=f"{PLAIN}\n")
+        show(text, end=f"{PLAIN}\n")
     if args.vote:
         votes = Counter(a.strip() for a in map(extract, texts) if a and a.strip())
         print("votes: " + (", ".join(f"{a!r} {n}" for a, n in votes.most_common()) or "none gave an answer"))
@@ -160,7 +156,7 @@ def measure(args, model, tokenizer, eos) -> None:
     sets = {s: draw_distinct({s: 1}, args.problems, f"test/{s}", test=True) for s in args.data.split(",")}
     print(f"{'source':24} " + " ".join(f"{c:>9}" for c in columns))
     for source, problems in sets.items():
-        groups = run(model, tokenizer, problems, args.template or None, cfg, args.seed, eos, source)
+        groups = run(model, tokenizer, problems, cfg, args.seed, eos, source)
         row = summary(groups)
         figures[source] = {**row, **split(groups)}
         print(f"{source:24} " + " ".join(f"{row[c]:9.3f}" if isinstance(row[c], float) else f"{row[c]:9}" for c in columns))

@@ -80,7 +80,7 @@ def train_prm(base: Path, cfg: config.GRPO, template: str, folder: Folder) -> PR
     """On the base's own thoughts; a tenth is held out."""
     model, tokenizer = load_model(base), Tokenizer.load(base)
     problems = draw(open_sources(cfg.data), PROBLEMS, f"{folder.seed}/prm")
-    groups, _ = roll_out(model, tokenizer, problems, template + "<think>", cfg.sample, SAMPLES, folder.seed, {"accuracy": 1.0}, eos_ids(base), title="prm: thoughts")
+    groups, _ = roll_out(model, tokenizer.with_template(template + "<think>"), problems, cfg.sample, SAMPLES, folder.seed, {"accuracy": 1.0}, eos_ids(base), title="prm: thoughts")
     rows = [(*placed(s, at), labels(s, at, tokenizer)) for g in groups for s in g for at in [steps_of(s, tokenizer)]]
     held, rows = rows[:len(rows) // 10], rows[len(rows) // 10:]
     prm = PRM(model)
@@ -113,11 +113,11 @@ def process_advantages(scores: list[list[list[float]]], at: list[list[list[int]]
 
 def rl(prm: PRM, base: Path, cfg: config.GRPO, template: str, folder: Folder) -> None:
     """The loop of r1/grpo.py with steps rewarded instead of outcomes, plus the format's own reward for the whole."""
-    policy, tokenizer, eos, o, sources = load_model(base), Tokenizer.load(base), eos_ids(base), cfg.optim, open_sources(cfg.data)
+    policy, tokenizer, eos, o, sources = load_model(base), Tokenizer.load(base).with_template(template), eos_ids(base), cfg.optim, open_sources(cfg.data)
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr)
     for step in folder.steps(cfg, folder.resume(policy, optimizer), cfg.steps):
         problems = draw(sources, cfg.problems, f"{folder.seed}/zero/{step}/0")
-        groups, seconds = roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group, grpo.hash_seed(folder.seed, step, 0),
+        groups, seconds = roll_out(policy, tokenizer, problems, cfg.sample, cfg.group, grpo.hash_seed(folder.seed, step, 0),
                                    {"format": 1.0}, eos)
         at = [[steps_of(s, tokenizer) for s in g] for g in groups]
         pairs = [placed(s, a) for g, ends in zip(groups, at, strict=True) for s, a in zip(g, ends, strict=True)]
@@ -136,7 +136,7 @@ def rl(prm: PRM, base: Path, cfg: config.GRPO, template: str, folder: Folder) ->
         folder.log(step=step, **grpo.describe(groups, form), **update, **seconds, prm=sum(mean) / len(mean),
                    steps_each=sum(map(len, flat)) / len(flat), prm_sum=sum(map(sum, flat)) / len(flat))
         folder.log_samples([{"step": step, "prm": [round(x, 3) for x in scores[0][0]], **groups[0][0].record()}])
-    folder.save_model(policy, tokenizer.with_template(template), eos)
+    folder.save_model(policy, tokenizer, eos)
 
 
 def outcome(policy: nn.Module, b) -> tuple[Tensor, dict]:

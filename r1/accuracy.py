@@ -10,9 +10,7 @@
 Nothing here raises or hangs, whatever a model wrote. A gold answer that cannot be read is an error of the data,
 found by `check_gold` when the data is loaded. Source: the accuracy reward of DeepSeek-R1, section 2.2.2.
 """
-from __future__ import annotations
 
-import difflib
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -22,8 +20,9 @@ from typing import Any
 
 from r1 import sandbox
 from r1.expr import TooBig
-from r1.types import Problem, UserError
-from r1.verify import MAX_TEXT, answered, bare, extract, is_gold, normal, parse, plain, tagged, verify
+from r1.spelling import bare, normal, plain
+from r1.types import Problem, UserError, nearest
+from r1.verify import MAX_TEXT, answered, extract, is_gold, parse, tagged, verify
 
 MAX_PROGRAM = 20_000   # characters of a program
 INFRA = "infra"        # the sandbox itself failed, again and again: nothing is known of the program
@@ -132,14 +131,11 @@ MATHS = ("math", "number")
 KINDS = [*MATHS, *RULES]
 
 
-# ---------------------------------------------------------------- gold answers
-
 def check_gold(problem: Problem) -> None:
     """Raises UserError, naming the problem, where its kind is unknown or its gold answer cannot be read."""
     where, kind, gold = f"{problem.task} problem {problem.id!r}", problem.kind, problem.answer
     if kind not in KINDS:
-        near = difflib.get_close_matches(str(kind), KINDS, n=1, cutoff=0)
-        raise UserError(f"{where}: unknown kind {kind!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
+        raise UserError(f"{where}: unknown kind {kind!r}{nearest(kind, KINDS)}")
     if kind in MATHS:
         good = is_gold(gold) and (kind == "math" or isinstance(parse(str(gold)), Fraction))
     elif kind == "text":

@@ -3,7 +3,6 @@
 A name alone fetches the files from the hub once; NAME:FOLDER or NAME:FILE reads a local copy in the same format (parquet needs the
 package pyarrow, JSONL nothing). Sides of the split are the sources' own; most are for evaluation alone.
 """
-from __future__ import annotations
 
 import ast
 import random

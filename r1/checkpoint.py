@@ -4,7 +4,6 @@ Both are written aside, synced to disk and renamed, so that a reader never meets
 A model folder holds config.json, model.safetensors (or shards of it with an index), generation_config.json
 and the tokenizer's files, as transformers reads and writes them.
 """
-from __future__ import annotations
 
 import json
 import os
@@ -16,7 +15,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from r1 import ranks, stop
 from r1.files import digest, discard, make_aside, publish, recover, writing
@@ -40,8 +39,6 @@ def _plain(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         seen.add(out[name].untyped_storage().data_ptr())
     return out
 
-
-# ---- weights -----------------------------------------------------------------------------------
 
 def _hf_name(name: str) -> str:
     return name if name.startswith("lm_head.") else "model." + name
@@ -276,32 +273,24 @@ def _newest(folder: Path) -> tuple[int, list[Path], dict] | None:
     return found
 
 
-# ---- optimiser ---------------------------------------------------------------------------------
-
-ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
-
-def _parameters(optimizer, names: list[str]) -> dict[str, Tensor]:
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    if len(params) != len(names) or len(set(names)) != len(names):
-        raise ValueError(f"{len(set(names))} names for the {len(params)} parameters of the optimiser")
-    return dict(zip(names, params))
+def _moved(model: nn.Module, optimizer) -> list[tuple[torch.optim.Optimizer, list[tuple[str, Tensor]]]]:
+    """Each optimiser with the parameters that it moves, by name and in its own order."""
+    name_of = {p: n for n, p in model.named_parameters()}
+    return [(o, [(name_of[p], p) for group in o.param_groups for p in group["params"]]) for o in getattr(optimizer, "parts", (optimizer,))]
 
 
-def optimizer_tensors(optimizer, names: list[str]) -> dict[str, Tensor]:
-    """Adam's state as `exp_avg.<name>`, `exp_avg_sq.<name>`, `step.<name>` and Muon's as `momentum_buffer.<name>`;
-    names in the order of the optimiser's parameters."""
-    return {f"{key}.{name}": ranks.local(value) for name, p in _parameters(optimizer, names).items()
-            for key, value in optimizer.state.get(p, {}).items()}
+def optimizer_tensors(model: nn.Module, optimizer) -> dict[str, Tensor]:
+    """Adam's state as `optim.exp_avg.<name>`, `optim.exp_avg_sq.<name>`, `optim.step.<name>`, Muon's as `optim.momentum_buffer.<name>`."""
+    return {f"optim.{key}.{name}": ranks.local(value) for o, named in _moved(model, optimizer) for name, p in named
+            for key, value in o.state.get(p, {}).items()}
 
 
-def load_optimizer(optimizer, names: list[str], tensors: dict[str, Tensor]) -> None:
+def load_optimizer(model: nn.Module, optimizer, tensors: dict[str, Tensor]) -> None:
     """Put back, exactly, what `optimizer_tensors` gave; tensors of other names are left alone."""
-    state = {}
-    for i, (name, p) in enumerate(_parameters(optimizer, names).items()):
-        mine = {key: tensors[f"{key}.{name}"].clone()  # a copy, because optimisers write into their state
-                for key in (*ADAM_STATE, "momentum_buffer") if f"{key}.{name}" in tensors}
-        if tuple(mine) not in ((), ADAM_STATE, ("momentum_buffer",)) or any(
-                mine[key].shape != ranks.local(p).shape for key in mine if key != "step"):
-            raise UserError(f"the saved optimiser state of {name} does not fit its parameter; start the stage afresh")
-        state.update({i: {k: ranks.like(p, v) if v.dim() else v for k, v in mine.items()}} if mine else {})
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    for o, named in _moved(model, optimizer):
+        state = {}
+        for i, (name, p) in enumerate(named):
+            mine = {key: tensors[f"optim.{key}.{name}"] for key in ("exp_avg", "exp_avg_sq", "step", "momentum_buffer")
+                    if f"optim.{key}.{name}" in tensors}
+            state |= {i: {k: ranks.like(p, v) if v.dim() else v for k, v in mine.items()}} if mine else {}
+        o.load_state_dict({**o.state_dict(), "state": state})

@@ -2,7 +2,6 @@
 
 A config is a list of stages. Precedence: field default < the file named by `extends` < the file < `key=value`.
 """
-from __future__ import annotations
 
 import dataclasses
 import difflib
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from r1.config_rules import check
-from r1.strict import build, nearest, read_yaml
-from r1.types import UserError
+from r1.strict import build, read_yaml
+from r1.types import UserError, nearest
 
 
 @dataclass

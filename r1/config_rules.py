@@ -1,12 +1,10 @@
 """What no single key of a config can tell: names that must exist, combinations that make no sense, ranges."""
-from __future__ import annotations
 
 import dataclasses
 import math
 from typing import Any
 
-from r1.strict import nearest
-from r1.types import UserError
+from r1.types import UserError, nearest
 
 
 def check(config: Any, file: str) -> None:
@@ -24,19 +22,17 @@ def check(config: Any, file: str) -> None:
     for s in config.stages:
         _check_stage(s, f"{file}: {s.name}", config, before)
         before[s.name] = s.kind
-    _check_values(config.evaluate, f"{file}: evaluate")
-    if config.sandbox not in CHOICES["sandbox"]:
-        raise UserError(f"{file}: sandbox is {config.sandbox!r}{nearest(config.sandbox, CHOICES['sandbox'])}")
+    _check_values(config, f"{file}: ")
     for name, mix in config.evaluate.domains.items():
         _check_mix(mix, f"{file}: evaluate.domains.{name}")
 
 
 def _check_stage(s: Any, at: str, config: Any, before: dict[str, str]) -> None:
-    _check_values(s, at)
+    _check_values(s, f"{at}.")
     later = [o.name for o in config.stages if o.name not in before]
     if s.kind != "pretrain" and not s.init:
         raise UserError(f"{at} needs `init`: an earlier stage ({', '.join(before) or 'none yet'}) or a model folder")
-    if s.init in later:
+    if s.init.partition("/step")[0] in later:
         raise UserError(f"{at} starts from {s.init!r}, which is not before it")
     if before.get(s.init) in ("reject", "evaluate"):
         raise UserError(f"{at} starts from {s.init!r}, a stage that makes no model")
@@ -48,6 +44,8 @@ def _check_stage(s: Any, at: str, config: Any, before: dict[str, str]) -> None:
         raise UserError(f"{at} uses the template {template!r}{nearest(template, ['chat', *config.templates])}")
     if hasattr(s, "optim") and s.optim.offload and s.optim.muon_lr:
         raise UserError(f"{at}: optim.offload is for AdamW alone; leave out optim.muon_lr")
+    if s.kind == "evaluate" and not config.evaluate.domains:
+        raise UserError(f"{at} has nothing to evaluate: name `evaluate.domains`")
     if s.kind == "sft":
         if not s.data:
             raise UserError(f"{at} needs `data`: a list of earlier stages or jsonl files")
@@ -85,14 +83,14 @@ def _check_values(part: Any, at: str) -> None:
     """Ranges: what would end in a traceback, or be taken in silence for something else."""
     for key, value in vars(part).items():
         if dataclasses.is_dataclass(value):
-            _check_values(value, f"{at}.{key}")
+            _check_values(value, f"{at}{key}.")
         elif key in CHOICES and value not in CHOICES[key]:
-            raise UserError(f"{at}.{key} is {value!r}{nearest(value, CHOICES[key])}")
+            raise UserError(f"{at}{key} is {value!r}{nearest(value, CHOICES[key])}")
         elif key == "timeout" and not value > 0:
-            raise UserError(f"{at}.timeout must be above 0 seconds, found {value}")
-        elif isinstance(value, (int, float)) and not value >= (key in COUNTS):     # NaN too
-            raise UserError(f"{at}.{key} must be at least {int(key in COUNTS)}, found {value}")
+            raise UserError(f"{at}timeout must be above 0 seconds, found {value}")
+        elif isinstance(value, (int, float)) and key != "seed" and not value >= (key in COUNTS):     # NaN too
+            raise UserError(f"{at}{key} must be at least {int(key in COUNTS)}, found {value}")
         elif key == "top_p" and not 0 < value <= 1:
-            raise UserError(f"{at}.top_p must be above 0 and at most 1, found {value}")
+            raise UserError(f"{at}top_p must be above 0 and at most 1, found {value}")
         elif key == "betas" and (len(value) != 2 or not all(0 <= b < 1 for b in value)):
-            raise UserError(f"{at}.betas must be two numbers from 0 up to 1, found {value}")
+            raise UserError(f"{at}betas must be two numbers from 0 up to 1, found {value}")

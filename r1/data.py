@@ -1,5 +1,4 @@
 """From examples to batches: the one shift, packing, micro-batches."""
-from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 

@@ -2,7 +2,6 @@
 
 pass@1 is the mean over k, cons@k the majority vote; standard errors are over problems.
 """
-from __future__ import annotations
 
 import json
 import math
@@ -30,16 +29,19 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid:
     """Evaluate the model in `source` on every domain of the config, never drawing the tokens `forbid`; writes eval.json and
     eval_samples.jsonl."""
     ranks.at("loading the model", f"the evaluation of {folder.name}")
-    model, tokenizer = checkpoint.load_model(source, folder.device), Tokenizer.load(source)
+    model, tokenizer = checkpoint.load_model(source, folder.device), Tokenizer.load(source).with_template(folder.template(template))
     model.bf16 = cfg.bf16
     eos, setting = eos_ids(source), settings(cfg, folder, template)
     if forbid:
-        never = torch.tensor([single(tokenizer, text) for text in forbid], device=folder.device)
+        ids = {text: tokenizer.encode(text) for text in forbid}
+        if more := [text for text in forbid if len(ids[text]) != 1]:
+            raise UserError(f"forbid: {more[0]!r} is {len(ids[more[0]])} tokens of this model, and must be one")
+        never = torch.tensor([ids[text][0] for text in forbid], device=folder.device)
         model.register_forward_hook(lambda _, __, logits: logits.index_fill(-1, never, -torch.inf))
 
     def measure(domain: str, mix: dict[str, float]) -> dict:
         began, problems = time.perf_counter(), draw_distinct(mix, cfg.problems, f"test/{domain}", test=True)
-        groups = run(model, tokenizer, problems, folder.template(template), cfg, folder.seed, eos, f"{folder.name} {domain}")
+        groups = run(model, tokenizer, problems, cfg, folder.seed, eos, f"{folder.name} {domain}")
         return {"figures": {**summary(groups), "unjudged": len(problems) - len(groups), **split(groups),
                             "each": {g[0].problem.id: (sum(s.score.parts["accuracy"] for s in g) / len(g), majority(g)) for g in groups}},
                 "rows": [{"domain": domain, **s.record()} for g in groups for s in g], "seconds": time.perf_counter() - began}
@@ -52,22 +54,15 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid:
     return result
 
 
-def single(tokenizer: Tokenizer, text: str) -> int:
-    """The one token that a text is."""
-    if len(ids := tokenizer.encode(text)) != 1:
-        raise UserError(f"forbid: {text!r} is {len(ids)} tokens of this model, and must be one")
-    return ids[0]
-
-
 def settings(cfg: Evaluate, folder: Folder, template: str) -> dict:
     """What decides the figures, apart from the model."""
     return {**to_dict(cfg), "template": folder.template(template)}
 
 
-def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, cfg: Evaluate,
-        seed: int, eos: list[int], title: str = "") -> list[list[Scored]]:
+def run(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], cfg: Evaluate, seed: int, eos: list[int],
+        title: str = "") -> list[list[Scored]]:
     """k scored completions of each problem; problems that the sandbox failed on are left out."""
-    groups, _ = roll_out(model, tokenizer, problems, template, cfg.sample, cfg.k, seed, {"accuracy": 1.0}, eos, title=title)
+    groups, _ = roll_out(model, tokenizer, problems, cfg.sample, cfg.k, seed, {"accuracy": 1.0}, eos, title=title)
     left = judged(groups)
     if problems and not left:
         raise UserError("the sandbox failed on every problem; the machine may be out of memory, processes or disk")

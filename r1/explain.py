@@ -1,5 +1,4 @@
 """Why was this completion scored so? Every part of a reward, what was read, and what was wrong with it."""
-from __future__ import annotations
 
 import json
 import re

@@ -1,5 +1,4 @@
 """Files and folders: JSONL read with honest errors, and writing that leaves nothing half written, whenever it is killed."""
-from __future__ import annotations
 
 import hashlib
 import json
@@ -70,10 +69,6 @@ def append_text(path: Path, text: str) -> None:
 
 def jsonl(rows: Iterable[dict]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def write_jsonl(path: str | Path, rows: Iterable[dict]) -> None:
-    write_text(path, jsonl(rows))
 
 
 # ---- folders, whole or not at all --------------------------------------------------------------

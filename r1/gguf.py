@@ -5,7 +5,6 @@ vocabulary, the merges and the name of its pre-tokenizer, which is all of it tha
 GGUF specification, llama.cpp's convert_hf_to_gguf.py (what it did to the weights, undone here) and the
 tokenizer.json of the models that gave the pre-tokenizers their names.
 """
-from __future__ import annotations
 
 import importlib.metadata
 import os
@@ -110,8 +109,6 @@ class _File:
                             "cannot dequantise; fetch another quantisation of the model") from None
 
 
-# ---- model -------------------------------------------------------------------------------------
-
 def _config(f: _File) -> ModelConfig:
     for key, harmless in (("expert_count", 0), ("attention.sliding_window", 0), ("rope.scaling.type", "none")):
         if (value := f.get("{arch}." + key, harmless)) != harmless:
@@ -155,11 +152,7 @@ def _rope_scaling(f: _File, head_dim: int) -> dict | None:
 
 @torch.no_grad()
 def _model(f: _File, cfg: ModelConfig) -> Transformer:
-    with torch.device("meta"):
-        model = Transformer(cfg)
-    model.to_empty(device="cpu")
-    if cfg.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
+    model = Transformer(cfg)
     left = set(f.tensors) - {"rope_freqs.weight"}
     for name, p in model.named_parameters():
         layer, stem, kind = re.fullmatch(r"(?:layers\.(\d+)\.)?(.+)\.(\w+)", name).groups()
@@ -177,8 +170,6 @@ def _model(f: _File, cfg: ModelConfig) -> Transformer:
         raise UserError(f"{f.file}: tensor {min(left)} has no place in a {f.arch} model; choose another model")
     return model
 
-
-# ---- tokenizer ---------------------------------------------------------------------------------
 
 def _tokenizer(f: _File, vocab_size: int) -> tuple[Tokenizer, list[int]]:
     """The byte-level BPE of the file, and the ids that end a completion."""

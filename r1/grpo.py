@@ -16,7 +16,6 @@ Where this differs from the paper, and the switch that restores it:
  5. Completions whose advantage is 0 are not run through the model when there is no KL: their gradient is 0.
  6. The ratio is a token's, and a response is the mean of its tokens (DeepSeekMath eq. 3); R1's eq. 1 has the ratio of whole responses.
 """
-from __future__ import annotations
 
 import random
 import time
@@ -29,7 +28,7 @@ from r1.losses import advantages, grpo_loss, token_weight
 from r1.hf_config import eos_ids
 from r1.model import Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
-from r1.rewards import check_weights, load_reward, reflections
+from r1.rewards import load_reward, reflections
 from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder
 from r1.tasks import draw, open_sources
@@ -40,11 +39,10 @@ from r1.types import Batch, Example, UserError
 def grpo(cfg: GRPO, folder: Folder) -> None:
     """A model and problems that rules can check -> the model after RL."""
     start = folder.find_model(cfg.init)
-    o, tokenizer, eos = cfg.optim, Tokenizer.load(start), eos_ids(start)
+    o, tokenizer, eos = cfg.optim, Tokenizer.load(start).with_template(folder.template(cfg.template)), eos_ids(start)
     policy = ranks.shard(lora.adapt(checkpoint.load_model(start, folder.device), cfg.lora, folder.seed), o.bf16, o.recompute)
     reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
-    sources, template = open_sources(cfg.data, folder.evaluated), folder.template(cfg.template)
-    check_weights(cfg.reward, bool(cfg.reward_function))
+    sources = open_sources(cfg.data, folder.evaluated)
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr, o.offload)
     done = folder.resume(policy, optimizer, None if reference is policy else reference)
@@ -54,8 +52,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
 
         def sample(round: int):
             problems = draw(sources, cfg.problems, f"{folder.seed}/{folder.name}/{step}/{round}")
-            return roll_out(policy, tokenizer, problems, template, cfg.sample, cfg.group,
-                            hash_seed(folder.seed, step, round), cfg.reward, eos, extra)
+            return roll_out(policy, tokenizer, problems, cfg.sample, cfg.group, hash_seed(folder.seed, step, round), cfg.reward, eos, extra)
 
         sampled, seconds = collect(sample, cfg.dynamic)
         if not (groups := judged(sampled)):
@@ -75,8 +72,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
                             for q in range(min(2, len(groups))) for g in range(min(2, cfg.group))])
         folder.bar.set_postfix_str(f"accuracy {metrics['accuracy']:.2f} length {metrics['length']:.0f}")
         if cfg.snapshots and (step + 1) % cfg.snapshots == 0 and step + 1 < cfg.steps:
-            folder.snapshot(step + 1).save_model(policy, tokenizer.with_template(template), eos)
-    folder.save_model(policy, tokenizer.with_template(template), eos)
+            folder.snapshot(step + 1).save_model(policy, tokenizer, eos)
+    folder.save_model(policy, tokenizer, eos)
 
 
 def hash_seed(seed: int, step: int, round: int) -> int:
@@ -102,13 +99,9 @@ def collect(sample, dynamic: int) -> tuple[list[list[Scored]], dict[str, float]]
 
 def make_examples(groups: list[list[Scored]], adv: torch.Tensor) -> list[Example]:
     """Every completion with its advantage and the log-probs it was sampled with; the sampled ids, never re-encoded."""
-    examples = []
-    for q, group in enumerate(groups):
-        for g, s in enumerate(group):
-            r = s.rollout
-            examples.append(Example(r.prompt_ids + r.ids, [0] * len(r.prompt_ids) + [1] * len(r.ids), float(adv[q, g]),
-                                    float(r.finish != "length"), r.logp))       # w for now: 1 if it ended by itself
-    return examples
+    rollouts = [s.rollout for g in groups for s in g]
+    return [Example(r.prompt_ids + r.ids, [0] * len(r.prompt_ids) + [1] * len(r.ids), a, float(r.finish != "length"), r.logp)
+            for r, a in zip(rollouts, adv.flatten().tolist(), strict=True)]          # w for now: 1 if it ended by itself
 
 
 def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.optim.Optimizer,

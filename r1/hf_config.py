@@ -3,7 +3,6 @@
 Field names as in transformers (`LlamaConfig`, `Qwen2Config`, `Qwen3Config`); whatever the model would not
 run exactly is refused.
 """
-from __future__ import annotations
 
 import json
 from pathlib import Path
@@ -109,7 +108,7 @@ def load_config(path) -> ModelConfig:
 
 
 def eos_ids(path) -> list[int]:
-    """The ids that end a completion: those of generation_config.json, else of config.json."""
+    """The ids that end a completion: those of generation_config.json, else of config.json. Raises UserError without any."""
     for file in (Path(path) / "generation_config.json", Path(path) / "config.json"):
         value = read_json(file).get("eos_token_id") if file.exists() else None
         if value is not None:
@@ -117,4 +116,4 @@ def eos_ids(path) -> list[int]:
             if not all(type(i) is int and i >= 0 for i in ids):
                 raise UserError(f"{file}: eos_token_id must be a token id or a list of them, not {value!r}")
             return ids
-    return []
+    raise UserError(f"{path} names no eos_token_id, in generation_config.json or config.json: without one no answer would end")

@@ -3,7 +3,6 @@
 The one place that uses the network, and only for an id that the user has named. HF_TOKEN, HF_HOME and HF_HUB_OFFLINE mean what they
 always mean. https://huggingface.co/docs/huggingface_hub
 """
-from __future__ import annotations
 
 import re
 from pathlib import Path
@@ -15,8 +14,8 @@ MODEL_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "gene
 
 
 def is_id(name: str) -> bool:
-    """owner/name or owner/name@revision."""
-    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)) and not name.endswith(".gguf")
+    """owner/name or owner/name@revision; a stage's snapshot, zero/step20, is none."""
+    return bool(re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", name)) and not re.search(r"\.gguf$|/step\d+$", name)
 
 
 def fetch_model(name: str, weights: bool = True) -> Path:

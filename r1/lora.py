@@ -2,7 +2,6 @@
 
 What is saved is the sum, a model like any other; and with the adapters switched off the policy is its own reference model.
 """
-from __future__ import annotations
 
 import math
 from collections.abc import Iterator

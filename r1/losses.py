@@ -8,7 +8,6 @@ The paper's GRPO (R1 eq. 1-3; DeepSeekMath eq. 3 for the form per token):
 How tokens are averaged is data (`token_weight`), made from global counts before anything is split into
 micro-batches, so every loss here is a plain weighted sum and its gradient knows no batch size.
 """
-from __future__ import annotations
 
 import torch
 from torch import Tensor
@@ -89,8 +88,7 @@ def grpo_loss(logp: Tensor, old_logp: Tensor | None, adv: Tensor, mask: Tensor, 
     ratio = (logp - old).clamp(-20, 20).exp()
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high)
     per_token = -torch.minimum(ratio * adv, clipped * adv)
-    active = mask & (ratio * adv > clipped * adv)    # min() chose the clipped side
-    sums = {"clip_fraction": (active & mask).sum(), "kl": zero.sum().detach()}
+    sums = {"clip_fraction": (mask & (ratio * adv > clipped * adv)).sum(), "kl": zero.sum().detach()}      # min() chose the clipped side
     if ref_logp is not None:
         kl = k3(logp, torch.where(mask, ref_logp, zero))
         per_token = per_token + kl_coef * kl

@@ -40,6 +40,8 @@ class ModelConfig:
     qk_norm: bool = False                  # RMSNorm on every query and key head (Qwen3)
 
     def __post_init__(self):
+        if min(self.num_attention_heads, self.num_key_value_heads) < 1:
+            raise ValueError("num_attention_heads and num_key_value_heads must be at least 1")
         if not self.head_dim:
             object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.num_attention_heads % self.num_key_value_heads:
@@ -220,7 +222,7 @@ class Transformer(nn.Module):
         rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            x = checkpoint(block, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and self.training else block(x, rope, context, i)
+            x = checkpoint(block, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else block(x, rope, context, i)
         context.advance(T)
         return self.norm(x)
 

@@ -1,5 +1,4 @@
 """How a report looks: escaped text, tables, samples, line charts as SVG, the style sheet. Knows no files."""
-from __future__ import annotations
 
 import html
 import json

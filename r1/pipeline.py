@@ -1,5 +1,4 @@
 """The list of stages: run what is not done, evaluate what was trained, write down what came out."""
-from __future__ import annotations
 
 import json
 import os
@@ -19,13 +18,11 @@ from r1.reject import reject
 from r1.model import ModelConfig
 from r1.report import write_report
 from r1.rewards import check_weights, load_reward
-from r1.rollout import prompt_text
 from r1.runtime import Folder, hardware, locked, pick_device
-from r1.strict import nearest
 from r1.supervised import pretrain, sft, shape
 from r1.tasks import draw, evaluated, open_sources
 from r1.tokenizer import Tokenizer
-from r1.types import UserError
+from r1.types import UserError, nearest
 
 STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
 
@@ -45,12 +42,12 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         refuse_changes(cfg, root)
         watch.check(cfg.log)
         held = evaluated(list(cfg.evaluate.domains.values()))
-        check_ahead(cfg, [s for s in stages if not is_done(root, s.name)], held)
+        check_ahead(cfg, [s for s in stages if not (root / s.name / "done.json").is_file()], held)
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
             for stage in stages:
                 run_stage(cfg, stage, Folder(root, stage.name, cfg.seed, device, cfg.templates, held, cfg.log))
-        tell(f"Report: {root / 'report.html'}")
+        stop.tell(f"Report: {root / 'report.html'}")
 
 
 def show_plan(cfg: cfgs.Config) -> None:
@@ -60,7 +57,8 @@ def show_plan(cfg: cfgs.Config) -> None:
     device, shapes = pick_device(cfg.device), {}
     for s in (s for s in cfg.stages if s.kind != "evaluate"):
         folder = Folder(Path(cfg.out), s.name, cfg.seed, device, cfg.templates)
-        shapes[s.name] = shapes[s.init] if s.init in shapes and s.kind != "pretrain" else shape_of(s, folder, weights=False)
+        start = s.init.partition("/step")[0]
+        shapes[s.name] = shapes[start] if start in shapes and s.kind != "pretrain" else shape_of(s, folder, weights=False)
         tell_plan(cfg, s, shapes[s.name], folder)
 
 
@@ -71,10 +69,10 @@ def shape_of(stage: cfgs.Stage, folder: Folder, weights: bool = True) -> ModelCo
 def tell_plan(cfg: cfgs.Config, stage: cfgs.Stage, m: ModelConfig, folder: Folder) -> None:
     n, prompt = max(ranks.world(), int(os.environ.get("WORLD_SIZE", 1))), prompt_tokens(stage, folder)
     about = (folder.device == "cpu", n, prompt)
-    p, free = memory.plan(stage, m, *about, cfg.evaluate), memory.available(folder.device)
-    tell(memory.describe(stage.name, p, free))
-    if p.peak > free:
-        tell(f"  that is more than there is; {memory.advice(stage, m, free, *about)}")
+    phases, free = memory.plan(stage, m, *about, cfg.evaluate), memory.available(folder.device)
+    stop.tell(memory.describe(stage.name, m, phases, free))
+    if memory.peak(phases) > free:
+        stop.tell(f"  that is more than there is; {memory.advice(stage, m, free, *about)}")
 
 
 def prompt_tokens(stage: cfgs.Stage, folder: Folder) -> int:
@@ -83,10 +81,10 @@ def prompt_tokens(stage: cfgs.Stage, folder: Folder) -> int:
         return memory.DEFAULT_PROMPT
     problems, template = draw(open_sources(stage.data), 64, "plan"), folder.template(stage.template)
     try:
-        tokenizer = Tokenizer.load(folder.find_model(stage.init, weights=False))
+        tokenizer = Tokenizer.load(folder.find_model(stage.init, weights=False)).with_template(template)
     except UserError:                              # a stage that has not run
         return max(len((template or 120 * " ").replace("{prompt}", "") + p.prompt) for p in problems) // 3
-    return max(len(tokenizer.encode(prompt_text(tokenizer, template, p.prompt))) for p in problems)
+    return max(len(tokenizer.encode(tokenizer.render_prompt([{"role": "user", "content": p.prompt}]))) for p in problems)
 
 
 def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
@@ -102,7 +100,7 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
             run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)
             each.clear()
         if stage.kind != "reject" and domains:
-            run_evaluation(replace(as_asked(cfg.evaluate, stage), domains=domains), stage, folder)
+            run_evaluation(replace(cfg.evaluate, domains=domains), stage, folder)
             if not folder.done():                  # of kind `evaluate`
                 folder.finish()
         folder.clear()
@@ -112,33 +110,25 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
 
 
-def as_asked(cfg: cfgs.Evaluate, stage: cfgs.Stage) -> cfgs.Evaluate:
-    """The evaluation of a run, as a stage of kind `evaluate` changes it."""
-    return replace(cfg, k=stage.k, sample=replace(cfg.sample, temperature=stage.temperature)) if isinstance(stage, cfgs.Measure) else cfg
-
-
 def train(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     tell_plan(cfg, stage, shape_of(stage, folder), folder)
     STAGES[stage.kind](stage, folder)
-    tell(f"{stage.name}: done in {folder.finish():.0f} s")
+    stop.tell(f"{stage.name}: done in {folder.finish():.0f} s")
 
 
 def run_evaluation(cfg: cfgs.Evaluate, stage: cfgs.Stage, folder: Folder) -> None:
-    """Evaluate, unless that is done with these very settings."""
+    """Evaluate, unless that is done with these very settings, of which a stage of kind `evaluate` brings its own."""
+    if isinstance(stage, cfgs.Measure):
+        cfg = replace(cfg, k=stage.k, sample=replace(cfg.sample, temperature=stage.temperature))
     template = getattr(stage, "template", "zero" if "zero" in folder.templates else "chat")
     done = ranks.lead(lambda: load_json(folder.path / "eval.json"))
     if done.get("settings") == evaluation.settings(cfg, folder, template):
         return
     source = folder.find_model(stage.init) if isinstance(stage, cfgs.Measure) else folder.model
     result = evaluation.evaluate(cfg, folder, template, source, getattr(stage, "forbid", []))
-    tell(f"{folder.name}: " + "; ".join(
+    stop.tell(f"{folder.name}: " + "; ".join(
         f"{domain} {result[domain]['pass@1']:.1%} +- {result[domain]['se']:.1%}, length {result[domain]['length']:.0f}, "
         f"language {result[domain]['language']:.2f}" for domain in cfg.domains))
-
-
-def tell(text: str) -> None:
-    if ranks.rank() == 0:
-        stop.say(text)
 
 
 def settings(stage: cfgs.Stage, folder: Folder) -> dict:
@@ -153,8 +143,8 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
     for s in stages:
         if ranks.world() > 1 and hasattr(s, "optim") and s.optim.offload:
             raise UserError(f"{s.name}: optim.offload is for one GPU; several share the moments as it is, so leave it out")
-        if s.init and s.init not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
-                not hub.is_id(s.init) or s.init.split("/")[0] in names and not re.fullmatch(r"step\d+", s.init.split("/")[1])):
+        if s.init and re.sub(r"/step\d+$", "", s.init) not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
+                not hub.is_id(s.init) or s.init.split("/")[0] in names):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
         if isinstance(s, cfgs.Pretrain):
             shape(s, s.vocab_size)
@@ -202,18 +192,9 @@ def _flat(tree, head: str = "") -> dict:
     return {k: v for key, value in tree.items() for k, v in _flat(value, f"{head}.{key}" if head else str(key)).items()}
 
 
-def is_done(root: Path, name: str) -> bool:
-    return (root / name / "done.json").is_file()
-
-
 def write_results(cfg: cfgs.Config, root: Path) -> None:
     """results.json: every stage's evaluation and time, in order."""
-    out = {"seed": cfg.seed, "hardware": hardware(), "stages": []}
-    for s in cfg.stages:
-        entry = {"name": s.name, "kind": s.kind, "init": s.init}
-        for key, file in (("done", "done.json"), ("eval", "eval.json")):
-            if found := load_json(root / s.name / file):
-                entry[key] = found
-        if "done" in entry:
-            out["stages"].append(entry)
+    found = [{"name": s.name, "kind": s.kind, "init": s.init}
+             | {key: made for key in ("done", "eval") if (made := load_json(root / s.name / f"{key}.json"))} for s in cfg.stages]
+    out = {"seed": cfg.seed, "hardware": hardware(), "stages": [s for s in found if "done" in s]}
     write_text(root / "results.json", json.dumps(out, indent=1, ensure_ascii=False))

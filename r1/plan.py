@@ -3,11 +3,10 @@
 Counted in bytes, per device: what the formulas of the parts hold at once. SLACK is what the allocator adds on a CPU, as measured
 (tests/test_plan.py); prompts and completions are taken at their longest, so that a run mostly stays below.
 """
-from __future__ import annotations
 
 import os
 import re
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -20,16 +19,11 @@ SLACK, LIBRARIES = 1.2, 260e6
 DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are
 
 
-@dataclass
-class Plan:
-    """Bytes of each part in each phase; the largest phase is the peak."""
+Phases = dict[str, dict[str, float]]      # bytes of each part in update, sampling and evaluation
 
-    parameters: int
-    phases: dict[str, dict[str, float]]          # update, sampling, evaluation
 
-    @property
-    def peak(self) -> float:
-        return max(sum(parts.values()) for parts in self.phases.values())
+def peak(phases: Phases) -> float:
+    return max(sum(parts.values()) for parts in phases.values())
 
 
 def parameters(m: ModelConfig) -> int:
@@ -39,7 +33,7 @@ def parameters(m: ModelConfig) -> int:
     return layer * m.num_hidden_layers + c + m.vocab_size * c * (1 if m.tie_word_embeddings else 2)
 
 
-def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT, evaluate: Evaluate | None = None) -> Plan:
+def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT, evaluate: Evaluate | None = None) -> Phases:
     """Of a stage that trains or samples with a model of this shape, and is evaluated."""
     P, o = parameters(m), getattr(stage, "optim", None)
     trained = P if o else 0
@@ -62,7 +56,7 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
     if evaluate and evaluate.domains and not isinstance(stage, Reject):
         alone = {"libraries": held["libraries"], "weights": 4 * P}
         phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16)
-    return Plan(P, phases)
+    return phases
 
 
 def lora_parameters(m: ModelConfig, lora) -> int:
@@ -112,32 +106,27 @@ def available(device: str) -> float:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 0.0
 
 
-def describe(name: str, p: Plan, free: float) -> str:
+def describe(name: str, m: ModelConfig, phases: Phases, free: float) -> str:
     """One line: the peak, and what makes it."""
-    phase, parts = max(p.phases.items(), key=lambda x: sum(x[1].values()))
+    phase, parts = max(phases.items(), key=lambda x: sum(x[1].values()))
     what = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(parts.items(), key=lambda x: -x[1]) if v > 1e7)
-    return f"{name}: {p.parameters / 1e6:.1f}M parameters, at most {p.peak / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
+    return f"{name}: {parameters(m) / 1e6:.1f}M parameters, at most {peak(phases) / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
 
 
 def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int) -> str:
     """What to change when it does not fit, the cheapest first."""
-    if plan(stage, m, cpu, ranks, prompt).peak < free:
+    if peak(plan(stage, m, cpu, ranks, prompt)) < free:
         return "lower evaluate.sample.max_rows"
-    tries, o = [], getattr(stage, "optim", None)
-    if o and isinstance(stage, (GRPO, Pretrain, SFT)):
-        tries += [(f"optim.micro_tokens={n}", replace(stage, optim=replace(o, micro_tokens=n))) for n in (8192, 4096, 2048, 1024) if n < o.micro_tokens]
-    if isinstance(stage, (GRPO, Reject)):
-        less = tries[-1][1] if tries else stage
-        tries += [(f"{tries[-1][0] + ' ' if tries else ''}sample.max_rows={n}", replace(less, sample=replace(stage.sample, max_rows=n)))
-                  for n in (128, 32) if n < stage.sample.max_rows]
-    if o:
-        last = tries[-1] if tries else ("", stage)
-        tries.append((f"{last[0]} optim.recompute=true", replace(last[1], optim=replace(last[1].optim, recompute=True))))
-        if not cpu and ranks == 1 and not o.muon_lr:
-            tries.append((f"{tries[-1][0]} optim.offload=true", replace(tries[-1][1], optim=replace(tries[-1][1].optim, offload=True))))
-    if isinstance(stage, (GRPO, SFT)):
-        tries.append((f"{tries[-1][0]} lora.rank=16", replace(tries[-1][1], lora=replace(stage.lora, rank=16))))
-    for change, other in tries:
-        if plan(other, m, cpu, ranks, prompt).peak < free:
-            return f"it would fit with {change.strip()} (of {stage.name})"
+    o = getattr(stage, "optim", None)
+    changes = [("optim.micro_tokens", n) for n in (8192, 4096, 2048, 1024) if o and n < o.micro_tokens]
+    changes += [("sample.max_rows", n) for n in (128, 32) if hasattr(stage, "sample") and n < stage.sample.max_rows]
+    changes += [("optim.recompute", True)] if o else []
+    changes += [("optim.offload", True)] if o and not cpu and ranks == 1 and not o.muon_lr else []
+    changes += [("lora.rank", 16)] if hasattr(stage, "lora") else []
+    said = {}
+    for key, value in changes:                    # each with all that come before it
+        part, _, name = key.partition(".")
+        stage, said[key] = replace(stage, **{part: replace(getattr(stage, part), **{name: value})}), str(value).lower()
+        if peak(plan(stage, m, cpu, ranks, prompt)) < free:
+            return f"it would fit with {' '.join(f'{k}={v}' for k, v in said.items())} (of {stage.name})"
     return "no setting makes it fit on this device: take a smaller model, or more GPUs"

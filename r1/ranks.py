@@ -6,7 +6,6 @@ its share of the problems and trains on its share of the examples. Everything sh
 dimension, in rows as equal as torch.chunk makes them.
 https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
-from __future__ import annotations
 
 import os
 import signal

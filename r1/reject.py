@@ -3,7 +3,6 @@
 Used twice, as in the paper: R1-Zero's outputs become the cold start of dev1 (section 2.3.1), and dev2's the
 reasoning part of the set on which the base is fine-tuned to dev3 (2.3.3), mixed with other domains.
 """
-from __future__ import annotations
 
 from r1 import checkpoint, ranks, world
 from r1.accuracy import find_answer
@@ -18,21 +17,19 @@ from r1.tokenizer import Tokenizer
 from r1.types import Problem, UserError
 
 SUMMARY = {"en": " The answer is {}. ", "zh": "答案是{}。"}
-
-
 PIECE = 512      # problems between two results that a killed run continues from
 
 
 def reject(cfg: Reject, folder: Folder) -> None:
     """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
     start = folder.find_model(cfg.init)
-    model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start)
+    model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start).with_template(folder.template(cfg.template))
     model.bf16 = cfg.bf16
-    problems = list({p.id: p for p in draw(open_sources(cfg.data, folder.evaluated), cfg.problems, f"{folder.seed}/{folder.name}")}.values())
+    problems = distinct(cfg.data, cfg.problems, folder, "")
 
     def sift(at: int) -> dict:
-        groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], folder.template(cfg.template), cfg.sample, cfg.group,
-                                   folder.seed, {"accuracy": 1.0}, eos_ids(start), title=f"{folder.name} {at}/{len(problems)}")
+        groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], cfg.sample, cfg.group, folder.seed, {"accuracy": 1.0},
+                                   eos_ids(start), title=f"{folder.name} {at}/{len(problems)}")
         left = judged(groups)
         if not left:
             raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
@@ -45,7 +42,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     sampler = ranks.lead(lambda: digests(start))       # pieces are of these weights
     pieces = [folder.remember(f"piece-{at}", lambda at=at: sift(at), sampler) for at in range(0, len(problems), PIECE)]
     counts = {k: sum(p["counts"][k] for p in pieces) for k in pieces[0]["counts"]}
-    others = [row(p, direct(p)) for p in other_domains(cfg, folder)]
+    others = [row(p, direct(p)) for p in distinct(cfg.others, cfg.others_problems, folder, "/others")]
     rows = [r for p in pieces for r in p["rows"]] + others
     if not rows:
         raise UserError(f"{cfg.name}: none of {counts['sampled']} completions was right and readable; train {cfg.init!r} longer")
@@ -75,11 +72,9 @@ def form(thinking: str, answer: str, lang: str) -> str:
     return f"<think>{thinking}</think>{SUMMARY.get(lang, SUMMARY['en']).format(answer)}<answer>{answer}</answer>"
 
 
-def other_domains(cfg: Reject, folder: Folder) -> list[Problem]:
-    """Distinct problems of domains that need no reasoning."""
-    if not cfg.others_problems:
-        return []
-    drawn = draw(open_sources(cfg.others, folder.evaluated), cfg.others_problems, f"{folder.seed}/{folder.name}/others")
+def distinct(mix: dict[str, float], count: int, folder: Folder, what: str) -> list[Problem]:
+    """`count` problems, or less: those that were drawn twice count once."""
+    drawn = draw(open_sources(mix, folder.evaluated), count, f"{folder.seed}/{folder.name}{what}")
     return list({p.id: p for p in drawn}.values())
 
 

@@ -3,7 +3,6 @@
 Everything is read from the run's folder, and whatever is not there yet is left out, so a report can be written at
 any moment of a run. Completions are text by a model: they are escaped and cut, never trusted.
 """
-from __future__ import annotations
 
 import json
 import math
@@ -45,8 +44,6 @@ def write_report(root: Path) -> None:
     write_text(root / "report.html", page(root, run))
 
 
-# Reading
-
 def read_lines(file: Path) -> Iterator[dict]:
     """The objects of a JSONL file, one at a time; lines that do not parse are skipped."""
     if file.is_file():
@@ -60,22 +57,17 @@ def read_lines(file: Path) -> Iterator[dict]:
 def read_run(root: Path) -> dict:
     """results.json brought up to date with the stage folders, those of unfinished stages included."""
     run = load_json(root / "results.json")
-    known = {s["name"]: s for s in run.get("stages", [])}
+    order = [s["name"] for s in run.get("stages", [])]
     marks = ("config.yaml", "metrics.jsonl", "done.json", "eval.json")
     started = {f.parent.name: f.stat().st_mtime for mark in reversed(marks) for f in root.glob(f"*/{mark}")}
     stages = []
-    for name in [*known, *(n for n in sorted(started, key=started.get) if n not in known)]:
+    for name in dict.fromkeys([*order, *sorted(started, key=started.get)]):
         config = root / name / "config.yaml"
         text = config.read_text(encoding="utf-8", errors="replace") if config.is_file() else ""
-        plain = re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)
-        stage = {"name": name, "kind": "", "init": "", **dict(plain), **known.get(name, {})}
-        for key in ("done", "eval"):
-            stage[key] = load_json(root / name / f"{key}.json") or stage.get(key) or {}
-        stages.append(stage)
+        stages.append({"name": name, "kind": "", "init": "", **dict(re.findall(r"^(kind|init): *'?([^'\n]*)", text, re.M)),
+                       **{key: load_json(root / name / f"{key}.json") for key in ("done", "eval")}})
     return {**run, "title": f"r1 report: {root.resolve().name}", "stages": stages}
 
-
-# Tables
 
 def domains(stage: dict) -> dict[str, dict]:
     """The parts of an evaluation that hold figures."""
@@ -149,16 +141,12 @@ def headlines(run: dict) -> list[str]:
     return out
 
 
-# Curves
-
 def curve(rows: list[dict], key: str) -> list[tuple[float, float]]:
     """One metric over steps; NaN where a step lacks it."""
     none = key in ("length_right", "length_wrong")                       # 0 there says that there was no such completion
     return [(number(m.get("step")), math.nan if none and not m.get(key) else number(m.get(key)))
             for m in rows if math.isfinite(number(m.get("step")))]
 
-
-# Samples
 
 def evaluated(folder: Path) -> list[dict]:
     """The first right and the first wrong sample of each task of an evaluation, in the order of the file."""
@@ -178,8 +166,6 @@ def trained(folder: Path) -> list[dict]:
             last.append(row)
     return first + [row for row in last if row.get("step") == last[-1].get("step")]
 
-
-# The two pages
 
 def about(run: dict) -> str:
     """One line on the run: seed, machine, time, what is not finished."""

@@ -7,9 +7,7 @@ front and without the EOS marker. Nothing here raises at training time; settings
     overlong, repetition         -1 to 0: penalties, in force where they have a (positive) weight
     custom                       what a user's own function returns
 """
-from __future__ import annotations
 
-import difflib
 import math
 import re
 import runpy
@@ -19,7 +17,7 @@ from pathlib import Path
 
 from r1.accuracy import INFRA, accuracy
 from r1.sandbox import side_by_side
-from r1.types import Problem, Score, UserError
+from r1.types import Problem, Score, UserError, nearest
 
 Reward = Callable[[Problem, str], float]
 
@@ -35,7 +33,7 @@ def score(problem: Problem, completion: str, finish: str, weights: dict[str, flo
     is not finite becomes 0.0. Source: DeepSeek-R1, sections 2.2.2 (accuracy, format) and 2.3.2 (language).
     """
     right, reason = verdict or accuracy(problem, completion)
-    parts = {"accuracy": float(right), "format": format_reward(completion, finish),
+    parts = {"accuracy": float(right), "format": float(not format_fault(completion, finish)),
              "language": language_reward(problem.lang, completion), "overlong": overlong_penalty(spent),
              "repetition": repetition_penalty(completion)}
     if extra is not None:
@@ -61,25 +59,17 @@ def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
     known = [*PARTS, "custom"] if has_custom else list(PARTS)
     for name, value in weights.items():
         if name not in known:
-            near = difflib.get_close_matches(str(name), known, n=1, cutoff=0)[0]
-            raise UserError(f"unknown reward weight {name!r}; did you mean {near!r}? (known: {', '.join(known)})")
+            raise UserError(f"unknown reward weight {name!r}{nearest(name, known)}")
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise UserError(f"the reward weight {name!r} must be a finite number, not {value!r}")
 
-
-# ---------------------------------------------------------------- format
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 _FORMAT = re.compile("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", re.DOTALL)
 
 
-def format_reward(completion: str, finish: str) -> float:
-    """1.0 for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
-    return float(not format_fault(completion, finish))
-
-
 def format_fault(completion: str, finish: str) -> str:
-    """What the format rule objects to; "" for nothing."""
+    """What the format rule objects to; "" for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
     if finish != "eos":
         return f"it did not end by itself ({finish})"
     counts = {tag: completion.count(tag) for tag in TAGS}
@@ -98,15 +88,10 @@ def is_visible(text: str) -> bool:
     return any(c.isprintable() and not c.isspace() for c in text)
 
 
-# ---------------------------------------------------------------- penalties
-
-OVERLONG = 0.2   # the last fifth of the token limit
-
-
 def overlong_penalty(spent: float) -> float:
     """0 up to the last fifth of the token limit, then down in a line to -1 at the limit. Source: DAPO, eq. 13, whose
     limit of 20,480 tokens has a punished interval of 4,096."""
-    return max(-1.0, min(0.0, (1 - OVERLONG - spent) / OVERLONG))
+    return max(-1.0, min(0.0, (0.8 - spent) / 0.2))
 
 
 def repetition_penalty(completion: str, n: int = 4) -> float:
@@ -125,8 +110,6 @@ def reflections(text: str) -> int:
     """Words of looking back at what was said."""
     return len(_REFLECTIVE.findall(text))
 
-
-# ---------------------------------------------------------------- language
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class
     "latin": "A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u024f\u1e00-\u1eff", "cyrillic": "\u0400-\u052f",
@@ -201,18 +184,11 @@ def reasoning(completion: str) -> str:
     return text.rpartition("</think>")[0] if "</think>" in text else text.partition("<answer>")[0]
 
 
-def check_lang(lang: str) -> None:
-    """Raises UserError for a language whose script the language part does not know."""
-    if lang not in LANGUAGES:
-        raise UserError(f"unknown language {lang!r}: the language part knows {', '.join(LANGUAGES)}")
-
-
 # ---------------------------------------------------------------- what may become training text
 
 def is_readable(problem: Problem, completion: str) -> bool:
     """Whether a finished trace may be shown to a reader: right format, one language, no loop."""
-    return (format_reward(completion, "eos") == 1.0 and language_reward(problem.lang, completion) == 1.0
-            and not is_repetitive(completion))
+    return not format_fault(completion, "eos") and language_reward(problem.lang, completion) == 1.0 and not is_repetitive(completion)
 
 
 def is_repetitive(text: str) -> bool:
@@ -242,8 +218,6 @@ def _grams(words: list[str], n: int) -> list[tuple[str, ...]]:
     return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)]
 
 
-# ---------------------------------------------------------------- a user's own reward
-
 def load_reward(spec: str) -> Reward:
     """The function that `file.py:function` names. UserError: bad spec, no file, file fails to load, no function."""
     path, colon, name = spec.rpartition(":")
@@ -259,7 +233,5 @@ def load_reward(spec: str) -> Reward:
         raise UserError(f"reward {spec!r}: {path!r} fails to load: {type(error).__name__}: {error}") from error
     if not callable(defined.get(name)):
         names = [n for n, value in defined.items() if callable(value) and not n.startswith("_")]
-        near = difflib.get_close_matches(name, names, n=1, cutoff=0)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}{hint}")
+        raise UserError(f"reward {spec!r}: {path!r} has no function {name!r}{nearest(name, names)}")
     return defined[name]

@@ -1,5 +1,4 @@
 """The one place where tokenizer, sampler and rewards meet: problems -> scored completions."""
-from __future__ import annotations
 
 import time
 from collections.abc import Callable
@@ -33,31 +32,28 @@ class Scored:
                 "total": s.total, "parts": s.parts, "reason": s.reason}
 
 
-def prompt_text(tokenizer: Tokenizer, template: str | None, prompt: str) -> str:
-    """`template` with the question in it; None is the model's own chat template."""
-    if template is None:
-        return tokenizer.render_prompt([{"role": "user", "content": prompt}])
-    return template.replace("{prompt}", prompt)
+def written(tokenizer: Tokenizer, prompt: str, r: Rollout) -> str:
+    """The text of a completion, with what its prompt prefilled and without the EOS."""
+    prefix = "<think>" if prompt.rstrip().endswith("<think>") else ""
+    return prefix + tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids)
 
 
-def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], template: str | None, sample: Sample,
-             group: int, seed: int, weights: dict[str, float], eos: list[int], extra: Callable | None = None,
+def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], sample: Sample, group: int, seed: int,
+             weights: dict[str, float], eos: list[int], extra: Callable | None = None,
              title: str = "") -> tuple[list[list[Scored]], dict[str, float]]:
-    """`group` scored completions of each problem (Q lists of G), and the seconds spent on each part.
+    """`group` scored completions of each problem (Q lists of G), and the seconds spent on each part. Prompts are written by the
+    tokenizer's chat template.
 
     Every rank samples and judges its share of the problems and gets all of them back."""
     ranks.at("sampling")
     began, problems = time.perf_counter(), ranks.share(problems)
-    texts = [prompt_text(tokenizer, template, p.prompt) for p in problems]
+    texts = [tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
     quiet = None if title and ranks.rank() == 0 else True
     with tqdm(total=len(problems) * group, desc=title, leave=False, disable=quiet) as bar, ranks.unsharded(model):
         rollouts = generate(model, tokenizer.encode_batch(texts), group, sample, seed, eos, on_rows=bar.update)
     sampled = time.perf_counter()
     ranks.at("rewards")
-    flat = []
-    for problem, text, row in zip(problems, texts, rollouts, strict=True):
-        prefix = "<think>" if text.rstrip().endswith("<think>") else ""
-        flat += [(problem, r, prefix + tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids)) for r in row]
+    flat = [(p, r, written(tokenizer, text, r)) for p, text, row in zip(problems, texts, rollouts, strict=True) for r in row]
     scores = score_all([(p, done, r.finish, 1.0 if r.finish == "length" else len(r.ids) / sample.max_new_tokens)
                         for p, r, done in flat], weights, extra)
     scored = [Scored(p, r, done, s) for (p, r, done), s in zip(flat, scores, strict=True)]

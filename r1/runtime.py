@@ -26,7 +26,6 @@ from r1.gguf import import_gguf
 from r1.optim import Several
 from r1.types import UserError
 
-
 GIVE_UP = 10        # steps in a row without a finite gradient
 
 
@@ -101,7 +100,7 @@ class Folder:
     def log(self, **metrics) -> None:
         """Append one line to metrics.jsonl. Raises UserError when step after step is skipped."""
         line = {k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in metrics.items()}
-        self._append("metrics.jsonl", [line])
+        ranks.lead(lambda: append_text(self.path / "metrics.jsonl", jsonl([line])))
         for show in self.watchers:
             show(line)
         self.skipped = self.skipped + 1 if metrics.get("skipped") == 1 else 0
@@ -110,10 +109,7 @@ class Folder:
                             f"the weights are those of before. Start the stage again with a lower learning rate")
 
     def log_samples(self, rows: list[dict]) -> None:
-        self._append("samples.jsonl", rows)
-
-    def _append(self, name: str, rows: list[dict]) -> None:
-        ranks.lead(lambda: append_text(self.path / name, jsonl(rows)))
+        ranks.lead(lambda: append_text(self.path / "samples.jsonl", jsonl(rows)))
 
     def steps(self, cfg: Stage, done: int, total: int) -> Iterator[int]:
         """The steps from `done` on. After each, the state is saved if it is time, or if a signal asks to stop."""
@@ -142,8 +138,7 @@ class Folder:
         ranks.at("saving")
         began = time.perf_counter()
         tensors = {f"{which}.{n}": ranks.local(p.detach()) for which, model in self.models.items() for n, p in model.named_parameters()}
-        for part, names in _parts(self.models["model"], self.optimizer):
-            tensors |= {f"optim.{k}": v for k, v in checkpoint.optimizer_tensors(part, names).items()}
+        tensors |= checkpoint.optimizer_tensors(self.models["model"], self.optimizer)
         for name in ("metrics.jsonl", "samples.jsonl"):            # no state may be ahead of its log when the power fails
             if ranks.rank() == 0 and (self.path / name).is_file():
                 sync(self.path / name)
@@ -166,13 +161,11 @@ class Folder:
             for which, each in self.models.items():
                 for n, p in each.named_parameters():
                     ranks.local(p).copy_(tensors[f"{which}.{n}"])
-        mine = {k.removeprefix("optim."): v for k, v in tensors.items() if k.startswith("optim.")}
-        for part, names in _parts(model, optimizer):
-            checkpoint.load_optimizer(part, names, mine)
+        checkpoint.load_optimizer(model, optimizer, tensors)
         now, then = {**hardware(), "ranks": ranks.world()}, meta.get("made_on", {})
         other = [f"{k} {then.get(k)} -> {now[k]}" for k in ("torch", "threads", "gpu", "ranks") if now[k] != then.get(k)]
-        if other and ranks.rank() == 0:
-            stop.say(f"note: {self.name} goes on with {', '.join(other)}: right, but not to the same bits", sys.stderr)
+        if other:
+            stop.tell(f"note: {self.name} goes on with {', '.join(other)}: right, but not to the same bits", sys.stderr)
         return step
 
     def remember(self, name: str, work: Callable[[], Any], setting: Any = None) -> Any:
@@ -181,7 +174,8 @@ class Folder:
         found = ranks.lead(lambda: _recall(file, setting))
         if not found:
             found = [work()]
-            ranks.lead(lambda: _note(file, setting, found))
+            text = json.dumps([setting, found])
+            ranks.lead(lambda: write_text(file, hashlib.sha256(text.encode()).hexdigest() + "\n" + text))
         return found[0]
 
     def start_logs(self, step: int) -> None:
@@ -208,11 +202,6 @@ class Folder:
 
     def done(self) -> bool:
         return ranks.lead((self.path / "done.json").is_file)
-
-
-def _note(file: Path, setting: Any, found: list) -> None:
-    text = json.dumps([setting, found])
-    write_text(file, hashlib.sha256(text.encode()).hexdigest() + "\n" + text)
 
 
 def _recall(file: Path, setting: Any) -> list | None:
@@ -256,13 +245,6 @@ def _lock(path: Path):
         os.ftruncate(file.fileno(), 0)
         os.write(file.fileno(), f"process {os.getpid()} on {socket.gethostname()}\n".encode())
     return file
-
-
-def _parts(model: nn.Module, optimizer: torch.optim.Optimizer | Several) -> list[tuple[torch.optim.Optimizer, list[str]]]:
-    """Each optimiser with the names of its parameters, in its own order."""
-    name_of = {id(p): n for n, p in model.named_parameters()}
-    return [(o, [name_of[id(p)] for group in o.param_groups for p in group["params"]])
-            for o in getattr(optimizer, "parts", (optimizer,))]
 
 
 def _cut(file: Path, step: int) -> None:

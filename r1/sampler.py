@@ -4,7 +4,6 @@ A sample is a pure function of (weights, prompt ids, seed, sample index): its ra
 of those and of the token's position, never from a generator shared with the neighbours. So the same tokens
 come out alone, in a batch, in another order, or beside rows that have finished (fp32).
 """
-from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable
@@ -18,6 +17,8 @@ from r1.config import Sample
 from r1.context import CHUNK, KVCache
 from r1.model import Transformer
 from r1.types import Rollout, UserError
+
+BLOCK = 256      # tokens whose probabilities are summed before one of them is drawn
 
 
 def row_seed(seed: int, prompt: list[int], sample: int) -> int:
@@ -34,9 +35,6 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z = z ^ (z >> np.uint64(31))
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
-
-
-BLOCK = 256      # tokens
 
 
 def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
@@ -108,13 +106,8 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
         if len(p) >= context:
             raise UserError(f"prompt {i} has {len(p)} tokens, but the model's context holds {context}; shorten it")
     limits = [min(limit, context - len(p)) for limit, p in zip(limits, prompts, strict=True)]
-    was_training = model.training
-    model.eval()
-    try:
-        with model.laid_out():
-            return _decode(model, prompts, n, s, seed, frozenset(eos), limits, stop, on_token, on_rows)
-    finally:
-        model.train(was_training)
+    with model.laid_out():
+        return _decode(model, prompts, n, s, seed, frozenset(eos), limits, stop, on_token, on_rows)
 
 
 def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Tensor]:

@@ -1,5 +1,4 @@
 """How a script ends: a signal finishes the step and saves, an error that a user can mend is one sentence."""
-from __future__ import annotations
 
 import os
 import shlex
@@ -38,9 +37,8 @@ def ends(work: Callable[[], None]) -> int:
         say(f"error: {e}", sys.stderr)
         return 2
     except Stopped:
-        if first():
-            command = "" if "RANK" in os.environ else f": python {shlex.join(sys.argv)}"
-            say(f"\nstopped; the same command continues{command}", sys.stderr)
+        command = "" if "RANK" in os.environ else f": python {shlex.join(sys.argv)}"
+        tell(f"\nstopped; the same command continues{command}", sys.stderr)
         return 128 + wanted
     return 0
 
@@ -52,8 +50,13 @@ def _asked(number: int, frame) -> None:
     wanted = number
     if not patient:
         raise Stopped
+    tell("\nstopping after this step; once more leaves at once", sys.stderr)
+
+
+def tell(text: str, where=None) -> None:
+    """`say`, where all of torchrun's processes would say the same."""
     if first():
-        say("\nstopping after this step; once more leaves at once", sys.stderr)
+        say(text, where)
 
 
 def say(text: str, where=None) -> None:

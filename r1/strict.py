@@ -1,15 +1,13 @@
 """YAML text -> dataclasses, strictly: no key twice, none unknown, every value of its field's type."""
-from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import typing
 from typing import Any
 
 import yaml
 
-from r1.types import UserError
+from r1.types import UserError, nearest
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,9 +68,3 @@ def convert(hint: Any, value: Any, file: str, where: str) -> Any:
     word = {dict: "a mapping", list: "a list", int: "a whole number", float: "a number", bool: "true or false",
             str: "text"}.get(origin or hint, str(hint))
     raise UserError(f"{file}: {where} must be {word}, found {value!r}")
-
-
-def nearest(word: str, names: list[str]) -> str:
-    """The end of an error about an unknown word: the name that was probably meant, or all there are."""
-    near = difflib.get_close_matches(word, names, 1, 0.5)
-    return f"; did you mean {near[0]!r}?" if near else f" (valid: {', '.join(names)})"

@@ -3,7 +3,6 @@
 They differ in data and mask alone: pretraining supervises every token of packed documents, fine-tuning the
 completion of each conversation and its EOS.
 """
-from __future__ import annotations
 
 import itertools
 import random
@@ -20,11 +19,9 @@ from r1.files import read_jsonl
 from r1.losses import cross_entropy
 from r1.model import ModelConfig, Transformer
 from r1.optim import lr_at, make_optimizer, optimise, supervised_logprobs
-from r1.rollout import prompt_text
 from r1.runtime import Folder
 from r1.tokenizer import Tokenizer
 from r1.types import Batch, Example, UserError
-
 
 BLOCK = 50      # steps whose rows are made at once
 
@@ -86,7 +83,7 @@ def sft(cfg: SFT, folder: Folder) -> None:
 
 def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) -> list[Example]:
     """Lines {"prompt", "completion"} or {"messages"} of earlier stages or files, as token ids with their mask."""
-    examples = []
+    examples, asking = [], tokenizer.with_template(folder.template(cfg.template))
     for source in cfg.data:
         stage = folder.root / source / "examples.jsonl"
         file = stage if stage.is_file() else source
@@ -97,8 +94,7 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
                 except UserError as e:
                     raise UserError(f"{file}:{number}: {e}") from e
             elif isinstance(row.get("prompt"), str) and isinstance(row.get("completion"), str):
-                prompt = prompt_text(tokenizer, folder.template(cfg.template), row["prompt"])
-                ids, mask = tokenizer.join(tokenizer.encode(prompt), row["completion"])
+                ids, mask = asking.render([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}])
             else:
                 raise UserError(f"{file}:{number}: expected the fields prompt and completion (texts), or messages")
             if folder.evaluated and shared(tokenizer.decode(ids), folder.evaluated):
@@ -125,7 +121,6 @@ def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int,
         return cross_entropy(logp, b.mask, b.w), {}
 
     tokens, began = 0, time.perf_counter()
-    model.train()
     for step in folder.steps(cfg, done, steps):
         examples = batch(step)
         tokens += sum(len(e.ids) for e in examples)

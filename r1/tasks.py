@@ -10,7 +10,6 @@
 
 Every problem is on one side of the train/test split for good: its source decides, or a hash of its id.
 """
-from __future__ import annotations
 
 import dataclasses
 import hashlib
@@ -24,9 +23,8 @@ from functools import lru_cache
 from r1 import benchmarks, stop, world
 from r1.accuracy import check_gold
 from r1.files import read_jsonl
-from r1.rewards import check_lang
-from r1.strict import nearest
-from r1.types import Problem, UserError
+from r1.rewards import LANGUAGES
+from r1.types import Problem, UserError, nearest
 
 Source = Callable[[random.Random, bool], Problem]     # (random numbers, test side?) -> a problem
 
@@ -73,8 +71,8 @@ def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
         sides = sides_of(name)
         clean = [p for p in sides[False] if not benchmarks.shared(p.prompt, evaluated)]
         if len(clean) < len(sides[False]):
-            _note(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
-                     f"that are evaluated, and are left out")
+            stop.tell(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
+                          f"that are evaluated, and are left out", sys.stderr)
         return _listed({False: clean, True: sides[True]}, f"{name} has no problem on the {'test' if clean else 'training'} side of the split "
                        f"({len(clean) + len(sides[True])} in all; of a file's about one in ten is held out)")
     if name == "human_eval":
@@ -125,15 +123,11 @@ def _readable(problems: list[Problem], where: str) -> list[Problem]:
             check_gold(p)
             good.append(p)
     if len(good) < len(problems):
-        _note(f"{where}: {len(problems) - len(good)} of {len(problems)} gold answers cannot be read by the verifier; their problems are left out")
+        stop.tell(f"{where}: {len(problems) - len(good)} of {len(problems)} gold answers cannot be read by the verifier; their problems are "
+                  f"left out", sys.stderr)
     if problems and not good:
         check_gold(problems[0])
     return good
-
-
-def _note(text: str) -> None:
-    if stop.first():
-        stop.say(text, sys.stderr)
 
 
 def _countdown(rest: str) -> Source:
@@ -162,9 +156,10 @@ def to_problem(row: dict, where: str) -> Problem:
                         f"write them as `calls` or `stdin`")
     try:
         check_gold(problem)
-        check_lang(problem.lang)
     except UserError as e:
         raise UserError(f"{where}: {e}") from e
+    if problem.lang not in LANGUAGES:
+        raise UserError(f"{where}: unknown language {problem.lang!r}: the language part knows {', '.join(LANGUAGES)}")
     return problem
 
 

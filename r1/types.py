@@ -5,6 +5,7 @@ Q problems, G samples per problem.
 """
 from __future__ import annotations
 
+import difflib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,12 @@ if TYPE_CHECKING:  # the rules read these records and must not load torch
 
 class UserError(Exception):
     """Something the user can put right. The scripts print it as one sentence on stderr and exit with 2."""
+
+
+def nearest(word: str, names: list[str]) -> str:
+    """The end of an error about an unknown word: the name that was probably meant, or all there are."""
+    near = difflib.get_close_matches(str(word), names, 1, 0.5)
+    return f"; did you mean {near[0]!r}?" if near else f" (valid: {', '.join(names)})"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from typing import Any
 from r1.compare import equal
 from r1.expr import Group, Named, Node, NotExpression, Relation, TooBig
 from r1.latex import value_of
-from r1.spelling import MAX_TEXT, bare, normal, plain, word
+from r1.spelling import MAX_TEXT, bare, normal, word
 
 MAX_WINDOW = 20_000   # characters after the reasoning in which an answer is looked for
 MAX_BOXES = 64        # that may be joined

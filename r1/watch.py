@@ -1,5 +1,4 @@
 """The lines of metrics.jsonl, shown as they come: TensorBoard and Weights & Biases, each an extra package, behind the config's `log`."""
-from __future__ import annotations
 
 import importlib.util
 import secrets
@@ -9,7 +8,7 @@ from pathlib import Path
 from r1.files import write_text
 from r1.types import UserError
 
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb"}
+PACKAGES = ("tensorboard", "wandb")
 
 
 def check(names: list[str]) -> None:
@@ -17,8 +16,8 @@ def check(names: list[str]) -> None:
     for name in names:
         if name not in PACKAGES:
             raise UserError(f"log: {name!r} is not known; there are {', '.join(PACKAGES)}")
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            raise UserError(f"log: {name} needs `pip install {PACKAGES[name]}`")
+        if importlib.util.find_spec(name) is None:
+            raise UserError(f"log: {name} needs `pip install {name}`")
 
 
 def watchers(names: list[str], path: Path, step: int) -> list[Callable[[dict], None]]:

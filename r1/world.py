@@ -5,7 +5,6 @@ solutions; people in conversations mostly answer at once and only rarely think f
 every sum, and then own up to a slip now and then. Solutions are not always in the language of their
 question. What training makes of that is measured.
 """
-from __future__ import annotations
 
 import hashlib
 import random

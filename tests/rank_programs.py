@@ -87,7 +87,7 @@ def state(optimizer) -> dict:
 
 def sample(policy, tokenizer, start: Path, round: int = 0, **changes):
     problems = draw(open_sources({"chain": 1, "word": 1}), Q, f"problems/{round}")
-    return roll_out(policy, tokenizer, problems, TEMPLATE, dataclasses.replace(settings().sample, **changes), G, 3 + round, WEIGHTS,
+    return roll_out(policy, tokenizer.with_template(TEMPLATE), problems, dataclasses.replace(settings().sample, **changes), G, 3 + round, WEIGHTS,
                     eos_ids(start), taste)
 
 

@@ -268,6 +268,8 @@ def test_files_that_cannot_be_read(tmp_path):
     ("cold.sample.top_p=1.5", "cold.sample.top_p must be above 0 and at most 1"), ("cold.sample.temperature=-1", "cold.sample.temperature must be at least 0"),
     ("zero.optim.betas=[0.9]", "betas must be two numbers"), ("zero.optim.betas=[0.9, 1.0]", "betas must be two numbers"),
     ("zero.optim.schedule=cosin", "zero.optim.schedule is 'cosin'; did you mean 'cosine'?"),
+    ("timeout=0", "timeout must be above 0 seconds, found 0"), ("threads=-3", "threads must be at least 0, found -3"),
+    ("zero.init=dev2/step5", "zero starts from 'dev2/step5', which is not before it"), ("zero.optim={offload: true, muon_lr: 0.1}", "optim.offload is for AdamW alone"),
     ("zero.aggregate=tokens", "zero.aggregate is 'tokens'; did you mean 'token'?"), ("zero.truncated=leave", "(valid: keep, drop)")])
 def test_impossible_combinations(tmp_path, override, says):
     load(tmp_path)

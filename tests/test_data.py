@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from r1.data import collate, micro_batches, pack
-from r1.files import read_jsonl, write_jsonl
+from r1.files import jsonl, read_jsonl, write_text
 from r1.losses import cross_entropy, grpo_loss
 from r1.optim import supervised_logprobs
 from r1.types import Example, UserError
@@ -121,7 +121,7 @@ def test_a_missing_file_is_named(tmp_path):
 def test_jsonl_round_trip(tmp_path):
     """Any text and number comes back, line separators inside a text too; the written file is UTF-8 as it is read."""
     rows = [{"t": "Zeile\u2028 \n\r\x85 é 中 😀"}, {"n": [1, 2.5, None, True]}, {"x": math.pi}]
-    write_jsonl(tmp_path / "a.jsonl", rows)
+    write_text(tmp_path / "a.jsonl", jsonl(rows))
     assert [r for _, r in read_jsonl(tmp_path / "a.jsonl")] == rows
     assert "中" in (tmp_path / "a.jsonl").read_text(encoding="utf-8")
     assert [p.name for p in tmp_path.iterdir()] == ["a.jsonl"]
@@ -129,7 +129,7 @@ def test_jsonl_round_trip(tmp_path):
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     file = tmp_path / "a.jsonl"
-    write_jsonl(file, [{"a": 1}])
+    write_text(file, jsonl([{"a": 1}]))
     with pytest.raises(TypeError):
-        write_jsonl(file, [{"a": 2}, {"a": {1, 2}}])
+        write_text(file, jsonl([{"a": 2}, {"a": {1, 2}}]))
     assert json.loads(file.read_text()) == {"a": 1}

@@ -18,7 +18,7 @@ import torch
 
 from r1 import checkpoint, config, evaluate, grpo, pipeline, reject, report, runtime, stop, supervised
 from r1.checkpoint import load_state, save_state
-from r1.files import write_jsonl
+from r1.files import jsonl, write_text
 from r1.runtime import Folder, locked
 from r1.tokenizer import Tokenizer
 from r1.types import UserError
@@ -89,9 +89,9 @@ def straight(tmp_path_factory):
     d = tmp_path_factory.mktemp("faults")
     (d / "mine.py").write_text(REWARD)
     own = [{"id": str(i), "prompt": f"Which is {'七' if i % 3 else 'seven'}, {i}?", "answer": 7 + i % 2} for i in range(1000)]
-    write_jsonl(d / "own.jsonl", own)
+    write_text(d / "own.jsonl", jsonl(own))
     taught = "<think>it is seven</think><answer>7</answer>"
-    write_jsonl(d / "taught.jsonl", [{"prompt": f"Which is seven, {i}?", "completion": taught} for i in range(64)])
+    write_text(d / "taught.jsonl", jsonl([{"prompt": f"Which is seven, {i}?", "completion": taught} for i in range(64)]))
     (d / "run.yaml").write_text(CONFIG.format(d=d))
     go_on(d / "run.yaml", d / "straight")
     return d / "run.yaml", d / "straight"

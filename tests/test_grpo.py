@@ -381,8 +381,8 @@ def watched(monkeypatch):
         seen["forwards"] += not isinstance(context, KVCache)
         return hidden(self, ids, context)
 
-    def noted_roll_out(model, tokenizer, problems, template, sample, group, seed, *a):
-        groups, seconds = roll_out(model, tokenizer, problems, template, sample, group, seed, *a)
+    def noted_roll_out(model, tokenizer, problems, sample, group, seed, *a):
+        groups, seconds = roll_out(model, tokenizer, problems, sample, group, seed, *a)
         seen["phases"].append((problems, seed, groups))
         return groups, seconds
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from r1 import config, pipeline
+from r1.supervised import shape
 from r1.types import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -207,3 +208,14 @@ def test_snapshots_and_another_look(run, tmp_path):
     said = [json.loads(line)["completion"] for line in (tmp_path / "x/mute/eval_samples.jsonl").read_text().splitlines()]
     assert said and not any(answer in s or "<think>" in s for s in said)
     assert not (tmp_path / "x/voted/model").exists() and "voted" in (tmp_path / "x/report.md").read_text()
+
+
+@pytest.mark.parametrize("heads", [{"num_attention_heads": 0}, {"num_key_value_heads": 0}])
+def test_a_model_without_heads_is_a_sentence(heads):
+    with pytest.raises(UserError, match="base.model: num_attention_heads and num_key_value_heads must be at least 1"):
+        shape(config.Pretrain("base", "pretrain", model=heads), 300)
+
+
+def test_an_evaluation_of_nothing_is_refused():
+    with pytest.raises(UserError, match="look has nothing to evaluate: name `evaluate.domains`"):
+        config.parse({"stages": [{"name": "look", "kind": "evaluate", "init": "some/model"}]}, "c.yaml")

@@ -32,18 +32,18 @@ def test_adapters_are_counted(make_model):
 def test_advice_fits():
     """What is advised is below the limit, and what comes before it is not; a model too large for anything is said to be so."""
     m, stage = ModelConfig(vocab_size=700, **WIDE), config.GRPO("x", "grpo", "m", kl_coef=0.0)
-    whole = plan.plan(stage, m).peak
+    whole = plan.peak(plan.plan(stage, m))
     said = plan.advice(stage, m, whole * 0.7, True, 1, plan.DEFAULT_PROMPT)
     assert said.startswith("it would fit with optim.micro_tokens=")
     n = int(said.split("=")[1].split()[0])
-    fits = lambda n: plan.plan(replace(stage, optim=replace(stage.optim, micro_tokens=n)), m).peak < whole * 0.7  # noqa: E731
+    fits = lambda n: plan.peak(plan.plan(replace(stage, optim=replace(stage.optim, micro_tokens=n)), m)) < whole * 0.7  # noqa: E731
     assert fits(n) and not fits(2 * n)
     assert "no setting" in plan.advice(stage, m, 1e6, True, 1, plan.DEFAULT_PROMPT)
     offloaded = replace(stage, optim=replace(stage.optim, offload=True))         # eight bytes a weight less on a GPU, none on a CPU
-    assert plan.plan(stage, m, False).phases["update"]["optimiser"] == 8 * plan.parameters(m) and plan.plan(offloaded, m, False).phases["update"]["optimiser"] == 0
-    assert plan.plan(offloaded, m, True).peak == whole
+    assert plan.plan(stage, m, False)["update"]["optimiser"] == 8 * plan.parameters(m) and plan.plan(offloaded, m, False)["update"]["optimiser"] == 0
+    assert plan.peak(plan.plan(offloaded, m, True)) == whole
     wide = config.Evaluate({"x": {"chain": 1}}, sample=config.Sample(max_new_tokens=8192))
-    assert plan.plan(stage, m, evaluate=wide).peak > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT)
+    assert plan.peak(plan.plan(stage, m, evaluate=wide)) > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT)
 
 
 # name -> shape, stage; completions of a random model are as long as they may be

@@ -16,7 +16,7 @@ sys.path[:0] = [str(HERE.parents[2]), str(HERE.parent)]
 from make import put  # noqa: E402
 
 from r1 import world  # noqa: E402
-from r1.files import write_jsonl, write_text  # noqa: E402
+from r1.files import jsonl, write_text  # noqa: E402
 
 THINK = "<think>So.</think>"
 # kind -> (families it is used on, completion for a problem, pattern that knows it again)
@@ -87,7 +87,7 @@ def attacks() -> None:
     for _ in range(len(rows)):
         p, steps = world.make(rng.choice(ALL), rng, test=False)
         rows.append({"prompt": p.prompt, "completion": f"<think>{steps[p.lang]}</think><answer>{world.answer_text(p)}</answer>"})
-    write_jsonl("runs/attacks.jsonl", rows)
+    write_text("runs/attacks.jsonl", jsonl(rows))
     print(f"runs/attacks.jsonl: {len(rows)} conversations, {len(ATTACKS)} attacks")
 
 
