@@ -37,7 +37,7 @@ from r1.types import Example, Problem, UserError  # noqa: E402
 ROUNDS, TRAIN, TEST = 2, 300, 200          # problems
 SIMULATIONS, CHILDREN, C = 48, 3, 0.5      # per problem; expansions of a node at most (the paper: capped, too); UCT's constant
 WIDEN = 4                                  # visits that earn a node its next child: else no path would reach an answer
-STEP = re.compile(r"(?:[.。]|</think>|</answer>)$")
+STEP = re.compile(r"[.。]$")                # a sentence of the thinking; the last step is all that comes behind it
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Node:
     done: bool = False
     parent: "Node | None" = None
     children: "list[Node]" = field(default_factory=list)
+    tries: int = 0         # of a next step; those that say the same are one child
     visits: int = 0
     total: float = 0.0
 
@@ -67,32 +68,51 @@ class Value(Judge):
 def select(root: Node) -> Node:
     """Down to a node that may still get a child, or that is an answer."""
     node = root
-    while len(node.children) >= min(CHILDREN, 1 + node.visits // WIDEN) and not node.done:
+    while node.tries >= min(CHILDREN, 1 + node.visits // WIDEN) and not node.done:
         node = max(node.children, key=Node.worth)
     return node
 
 
+def step_ends(tokenizer: Tokenizer, ids: list[int]) -> bool:
+    return bool(STEP.search(text := tokenizer.decode(ids))) and "</think>" not in text
+
+
 def search(model, value: Value, tokenizer: Tokenizer, eos: list[int], prompts: list[list[int]], sample: Sample, seed: int) -> tuple[list[Node], int]:
-    """One tree for every prompt, all of them a simulation further at a time. Returns the roots, and the tokens drawn."""
+    """One tree for every prompt, all of them a simulation further at a time; the way that was gone most is gone to its end. Returns the
+    roots, and the tokens drawn."""
     roots, spent = [Node([]) for _ in prompts], 0
-    ends = lambda ids: bool(STEP.search(tokenizer.decode(ids)))  # noqa: E731
-    for simulation in range(SIMULATIONS):
-        leaves = [select(r) for r in roots]
-        grow = [i for i, leaf in enumerate(leaves) if not leaf.done]
-        room = [sample.max_new_tokens - len(leaves[i].ids) for i in grow]
-        drawn = generate(model, [prompts[i] + leaves[i].ids for i in grow], 1, sample, seed + simulation, eos, limits=room, stop=ends)
-        for i, (r,) in zip(grow, drawn, strict=True):
-            spent += len(r.ids)
-            child = Node(leaves[i].ids + r.ids, r.finish != "stop", leaves[i])
-            leaves[i].children.append(child)
+
+    def grow(leaves: list[Node], seed: int, stop=None) -> list[Node]:
+        """The next step of each, or all that is left of it."""
+        nonlocal spent
+        at = [i for i, leaf in enumerate(leaves) if not leaf.done]
+        room = [sample.max_new_tokens - len(leaves[i].ids) for i in at]
+        drawn = generate(model, [prompts[i] + leaves[i].ids for i in at], 1, sample, seed, eos, limits=room, stop=stop)
+        for i, (r,) in zip(at, drawn, strict=True):
+            leaf, spent = leaves[i], spent + len(r.ids)
+            leaf.tries += 1
+            child = next((c for c in leaf.children if c.ids == leaf.ids + r.ids), None)
+            if child is None:
+                leaf.children.append(child := Node(leaf.ids + r.ids, r.finish != "stop", leaf))
             leaves[i] = child
+        return leaves
+
+    for simulation in range(SIMULATIONS):
+        leaves = grow([select(r) for r in roots], seed + simulation, lambda ids: step_ends(tokenizer, ids))
         with torch.no_grad():
             worth = torch.sigmoid(torch.cat([value([p + n.ids for p, n in zip(prompts[i:i + 64], leaves[i:i + 64], strict=True)])
                                              for i in range(0, len(prompts), 64)]))
         for node, x in zip(leaves, worth.tolist(), strict=True):
             while node is not None:
                 node.visits, node.total, node = node.visits + 1, node.total + x, node.parent
+    grow([principal(r) for r in roots], seed + SIMULATIONS)
     return roots, spent
+
+
+def principal(node: Node) -> Node:
+    while node.children:
+        node = max(node.children, key=lambda n: n.visits)
+    return node
 
 
 def nodes(root: Node) -> list[Node]:
@@ -127,7 +147,7 @@ def train_value(base: Path, seen: list[tuple[list[int], list[int], float]], seed
 
 
 def fine_tune(base: Path, right: list[tuple[list[int], list[int]]], o: Optim, seed: int):
-    """The base, taught the right answers found; four epochs of 16, as in the stage dev1."""
+    """The base, taught the right answers found, in four epochs of 16."""
     model, rng, batch = load_model(base), random.Random(seed), 16
     optimizer, steps = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay), 4 * (len(right) // batch)
     order = [r for _ in range(4) for r in rng.sample(right, len(right))]
@@ -150,7 +170,7 @@ def first_seen(model, tokenizer, eos, prompts, problems, sample, seed) -> list[t
     for problem, prompt, group in zip(problems, prompts, generate(model, prompts, 4, sample, seed, eos), strict=True):
         for r in group:
             right = float(accuracy(problem, tokenizer.decode([i for i in r.ids if i not in eos]))[0])
-            ends = [n for n in range(1, len(r.ids)) if STEP.search(tokenizer.decode(r.ids[:n]))] + [len(r.ids)]
+            ends = [n for n in range(1, len(r.ids)) if step_ends(tokenizer, r.ids[:n])] + [len(r.ids)]
             seen.append((prompt + r.ids, [len(prompt) + n for n in ends], right))
     return seen
 
@@ -162,7 +182,8 @@ def attempt(cfg: config.Config) -> dict:
     base, template = folder.find_model(zero.init), folder.template(zero.template)
     tokenizer, eos, sample = Tokenizer.load(base), eos_ids(base), zero.sample
     asked = lambda problems: [tokenizer.encode(template.replace("{prompt}", p.prompt) + "<think>") for p in problems]  # noqa: E731
-    model, result, seen, right = load_model(base), {"rounds": []}, [], []
+    model, seen, right = load_model(base), [], []
+    result = {"start": measure(model, tokenizer, eos, cfg, asked, 16), "rounds": []}
     for n in range(ROUNDS):
         problems = draw(open_sources(zero.data), TRAIN, f"{cfg.seed}/mcts/{n}")
         prompts = asked(problems)
@@ -177,7 +198,7 @@ def attempt(cfg: config.Config) -> dict:
                     ends.append(len(prompt) + len(path.ids))
                     path = path.parent
                 seen.append((prompt + node.ids, ends, ok))
-        model = fine_tune(base, right, Optim(lr=1e-3), cfg.seed)
+        model = fine_tune(base, right, Optim(lr=3e-4), cfg.seed)
         result["rounds"].append({"tokens": spent, "found": len(right)} | measure(model, tokenizer, eos, cfg, asked, 16))
         print(f"seed {cfg.seed} round {n}: {result['rounds'][-1]}", flush=True)
     save_model(folder.model, model, tokenizer, eos, eos[0])

@@ -51,7 +51,7 @@ def test_process_advantages_by_hand():
 def test_the_search_goes_where_the_value_is():
     """Two finished children, one of which is worth more: visits follow; a node never has more children than allowed."""
     root = mcts.Node([])
-    root.children = [mcts.Node([i], True, root) for i in range(mcts.CHILDREN)]
+    root.children, root.tries = [mcts.Node([i], True, root) for i in range(mcts.CHILDREN)], mcts.CHILDREN
     for _ in range(300):
         node = mcts.select(root)
         worth = 0.9 if node.ids == [1] else 0.1
@@ -67,10 +67,17 @@ def test_a_search_counts_its_tokens_and_keeps_to_its_limits(tokenizer, make_mode
     prompts = [tokenizer.encode("User: 1+1?\nAssistant:<think>"), tokenizer.encode("User: 2+3?\nAssistant:<think>")]
     roots, spent = mcts.search(model, value, tokenizer, [tokenizer.eos_id], prompts, Sample(max_new_tokens=12), 3)
     grown = [n for r in roots for n in mcts.nodes(r)[1:]]
-    assert spent == sum(len(n.ids) - len(n.parent.ids) for n in grown)
+    assert spent >= sum(len(n.ids) - len(n.parent.ids) for n in grown) and all(mcts.principal(r).done for r in roots)
+    assert all(len({tuple(c.ids) for c in n.children}) == len(n.children) <= n.tries for n in [*roots, *grown])      # no two say the same
     assert all(len(n.children) <= mcts.CHILDREN and len(n.ids) <= 12 and (n.done or len(n.ids) < 12) for n in grown)
     assert all(n.ids[:len(n.parent.ids)] == n.parent.ids and n.visits >= sum(c.visits for c in n.children) for n in grown)
     assert torch.is_grad_enabled()
+
+
+def test_a_step_of_the_search_is_a_sentence_and_the_last_is_the_answer(tokenizer):
+    ids = tokenizer.encode("We have 3+4. Last 3+4=7.</think><answer>7. 8</answer>")
+    ends = [tokenizer.decode(ids[:n]) for n in range(1, len(ids) + 1) if mcts.step_ends(tokenizer, ids[:n])]
+    assert ends == ["We have 3+4.", "We have 3+4. Last 3+4=7."]
 
 
 def test_nothing_imports_them():

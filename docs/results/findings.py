@@ -256,7 +256,8 @@ def prm() -> tuple[str, str, str]:
 def search() -> tuple[str, str, str]:
     results = [s["mcts"]["result"] for s in have("mcts")]
     get = lambda f: joined([100 * f(r) for r in results], [])  # noqa: E731
-    rows = [[f"actor after round {i + 1}, pass@1", show(get(lambda r, i=i: r["rounds"][i]["pass@1"]))] for i in range(len(results[0]["rounds"]))]
+    rows = [["base, made to think, pass@1", show(get(lambda r: r["start"]["pass@1"]))]]
+    rows += [[f"actor after round {i + 1}, pass@1", show(get(lambda r, i=i: r["rounds"][i]["pass@1"]))] for i in range(len(results[0]["rounds"]))]
     better = get(lambda r: r["search"]["right"] - r["plain"]["vote"])
     rows += [["search", show(get(lambda r: r["search"]["right"]))], ["as many tokens of plain samples, majority", show(get(lambda r: r["plain"]["vote"]))]]
     return f"search {show(better, sign='+')} points against plain samples of as many tokens", verdict((better, -1)), markdown_table(["", "per cent right"], rows) + "\n"
