@@ -1,4 +1,4 @@
-"""Rewards for configs/findings/reward.yaml: one in grades, one with a hole."""
+"""Rewards for configs/findings/reward.yaml: one in grades, two with a hole."""
 import re
 from dataclasses import replace
 
@@ -17,3 +17,8 @@ def graded(problem, completion):
 def weak(problem, completion):
     """Compares by value, so that 19-4+3 answers "What is 19-4+3?": a hole that this project once had."""
     return float(accuracy(replace(problem, kind="math") if problem.kind == "number" else problem, completion)[0])
+
+
+def lenient(problem, completion):
+    """Takes the right number anywhere in the text for an answer: a common way to match."""
+    return float(str(problem.answer) in re.findall(r"[0-9]+", completion) if problem.kind == "number" else accuracy(problem, completion)[0])

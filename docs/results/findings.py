@@ -236,13 +236,16 @@ def sft_or_rl() -> tuple[str, str, str]:
 
 
 def reward() -> tuple[str, str, str]:
-    names = {"zero": "accuracy and format", "accuracy_only": "accuracy alone", "format_only": "format alone", "graded": "graded accuracy, and format", "weak_rule": "a weak rule, and format"}
-    believed = [100 * x for x in trained("weak_rule", "custom", last=5)] if have("weak_rule") else [0.0]
-    true = [100 * x for x in trained("weak_rule", "accuracy", last=5)] if have("weak_rule") else [0.0]
-    hacked = joined([a - b for a, b in zip(believed, true, strict=True)], [])
-    body = compared(names, "zero") + f"\nAt the end of its training the weak rule holds {show(hacked)} points more completions to be right than are.\n"
-    return (f"format alone {show(right('format_only', 'zero'), sign='+')} points; the weak rule is fooled by {show(hacked)} points",
-            verdict((right("format_only", "zero"), -1)), body)
+    names = {"zero": "accuracy and format", "accuracy_only": "accuracy alone", "format_only": "format alone", "graded": "graded accuracy, and format",
+             "weak_rule": "takes 19-4+3 for 18, and format", "lenient": "the right number anywhere, and format"}
+
+    def fooled(stage: str) -> Mean:
+        """How many points more completions such a rule holds to be right than are, at the end of the training."""
+        return joined([100 * (a - b) for a, b in zip(trained(stage, "custom", last=5), trained(stage, "accuracy", last=5), strict=True)], [])
+    hacked, unfound = show(fooled("lenient")), show(fooled("weak_rule"))
+    body = compared(names, "zero") + f"\nAt the end of the training, of completions held to be right and not so: by the rule that takes 19-4+3 {unfound}%, by the one that looks anywhere {hacked}%.\n"
+    return (f"format alone {show(right('format_only', 'zero'), sign='+')} points; a rule that looks for the right number anywhere {show(right('lenient', 'zero'), sign='+')}, fooled by {hacked}",
+            verdict((right("format_only", "zero"), -1), (right("lenient", "zero"), -1)), body)
 
 
 def prm() -> tuple[str, str, str]:
@@ -290,7 +293,7 @@ FINDINGS = [      # what is asked of the committed results, its title, what the 
     (sft_or_rl, "Supervised fine-tuning against RL", "RL needs no supervised data to reason",
      "zero sft_best sft_answers"),
     (reward, "What is rewarded", "rule rewards; neural ones invite hacking",
-     "zero accuracy_only format_only weak_rule"),
+     "zero accuracy_only format_only graded weak_rule lenient"),
     (prm, "What did not work: a process reward model", "did not work: a process reward model",
      "zero prm"),
     (search, "What did not work: tree search", "did not work: tree search",
