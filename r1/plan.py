@@ -1,7 +1,6 @@
 """How much memory a stage takes at its worst, before its first step: `train.py CONFIG --plan`, and a line at the start of every stage.
 
-Counted in bytes, per device: what the formulas of the parts hold at once. SLACK is what the allocator adds on a CPU, as measured
-(tests/test_plan.py); prompts and completions are taken at their longest, so that a run mostly stays below.
+Counted in bytes, per device, with prompts and completions at their longest. SLACK is what the allocator adds on a CPU (tests/test_plan.py).
 """
 
 import os
@@ -45,7 +44,7 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
     phases = {}
     if o:
         rows, length, learned = batch(stage, prompt)
-        update = {"gradients": 4 * trained / ranks} | activations(m, o, max(length, min(rows * length, o.micro_tokens)), length, learned / length, cpu)
+        update = {"gradients": 4 * trained / ranks} | activations(m, o, max(length, min(rows * length, o.micro_tokens)), length, learned / length, cpu, not isinstance(stage, Pretrain))
         update["activations"] *= 1 if trained == P else 1.15                     # of adapters beside their layers; measured
         if ranks > 1 or o.bf16:
             update["weights of a pass"] = 2 * P if o.bf16 else 4 * P / m.num_hidden_layers
@@ -74,13 +73,15 @@ def batch(stage: Stage, prompt: int) -> tuple[int, int, int]:
     return stage.problems * stage.group // stage.minibatches, prompt + stage.sample.max_new_tokens, stage.sample.max_new_tokens
 
 
-def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu: bool) -> dict[str, float]:
-    """What one micro-batch keeps for its backward. C, F, H D and so on as in r1/model.py; b bytes of what products see."""
+def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu: bool, varied: bool) -> dict[str, float]:
+    """What one micro-batch keeps for its backward, of rows of this length or of lengths up to it (`varied`). C, F, H D and so on as in
+    r1/model.py; b bytes of what products see."""
     b, c, f = 2 if o.bf16 else 4, m.hidden_size, m.intermediate_size
     h, k = m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim
     layer = 16 * c + b * (2 * c + (h + 2 * k) + (h + k) + 2 * h + 3 * f)     # both norms in fp32; q, k, v, turned, attended; the MLP
-    if cpu and length <= SHORT and m.num_attention_heads * length * tokens <= SCORES:
-        layer += b * m.num_attention_heads * length                          # plain products keep the softmax
+    scores = m.num_attention_heads * min(length, SHORT) * tokens            # which plain products keep of short rows
+    if cpu and (varied or length <= SHORT and scores <= SCORES):
+        layer += b * min(scores, SCORES) / tokens
     kept = 4 * c * m.num_hidden_layers + 2.6 * layer if o.recompute else layer * m.num_hidden_layers
     pieces = min(tokens * learned, max(PIECE, LOGITS // m.vocab_size))
     return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
@@ -110,7 +111,7 @@ def describe(name: str, m: ModelConfig, phases: Phases, free: float) -> str:
     """One line: the peak, and what makes it."""
     phase, parts = max(phases.items(), key=lambda x: sum(x[1].values()))
     what = ", ".join(f"{k} {v / 1e9:.2f}" for k, v in sorted(parts.items(), key=lambda x: -x[1]) if v > 1e7)
-    return f"{name}: {parameters(m) / 1e6:.1f}M parameters, at most {peak(phases) / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
+    return f"{name}: {parameters(m) / 1e6:.1f}M parameters, about {peak(phases) / 1e9:.2f} of {free / 1e9:.1f} GB, in {phase}: {what}"
 
 
 def advice(stage: Stage, m: ModelConfig, free: float, cpu: bool, ranks: int, prompt: int) -> str:
