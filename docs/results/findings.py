@@ -184,9 +184,9 @@ def aha() -> tuple[str, str, str]:
     body = compared({"base": "base", "zero": "R1-Zero", "zero_unchecked": "R1-Zero, checks forbidden", "base_hot": "base, T 1", "early_hot": "after 20 steps, T 1", "early_hot_unchecked": "the same, checks forbidden",
                      "zero_hot": "at the end, T 1", "zero_hot_unchecked": "the same, checks forbidden"}, "zero")
     body += "\n" + curves("reflections", "Reflective words while R1-Zero is trained", "a completion", "reflections", {"zero": "R1-Zero"}) + "\n"
-    start, middle, end = (show(joined(v, []), digits=2) for v in at.values())
-    each, last = (show(joined(v, []), digits=2) for v in a_thought.values())
-    return (f"reflective words an answer, at T 1: {start} of the base, {middle} after 20 steps, {end} at the end; an answer with a thought in it: {each} of the base, {last} at the end; a model that may check is right {show(early, sign='+')} points more often after 20 steps, {show(pays, sign='+')} at the end", verdict((more, 1), (pays, 1)), body)
+    rise, thought = (" → ".join(show(joined(v, []), digits=2) for v in each.values()) for each in (at, a_thought))
+    return (f"reflective words an answer (base, after 20 steps, at the end; T 1): {rise}; a thought (base, end): {thought}; a model that may check is right {show(early, sign='+')}, "
+            f"then {show(pays, sign='+')} points more often", verdict((more, 1), (pays, 1)), body)
 
 
 def language() -> tuple[str, str, str]:
@@ -292,11 +292,11 @@ FINDINGS = [      # what is asked of the committed results, its title, what the 
      "student student_rl student_base"),
     (sft_or_rl, "Supervised fine-tuning against RL", "RL needs no supervised data to reason",
      "zero sft_best sft_answers"),
-    (reward, "What is rewarded", "rule rewards; neural ones invite hacking",
+    (reward, "What is rewarded", "rules, because neural rewards are hacked",
      "zero accuracy_only format_only graded weak_rule lenient"),
-    (prm, "What did not work: a process reward model", "did not work: a process reward model",
+    (prm, "What did not work: a process reward model", "labels are hard to get, and it is hacked",
      "zero prm"),
-    (search, "What did not work: tree search", "did not work: tree search",
+    (search, "What did not work: tree search", "the model does not improve by its own finds",
      "mcts"),
     (grpo_parts, "GRPO's parts", "GRPO (and what came after it)",
      "plain no_std"),
