@@ -71,6 +71,7 @@ def main() -> int:
         folder = hub.fetch_model(args.model) if hub.is_id(args.model) and not Path(args.model).is_dir() else Path(args.model)
         model = load_model(folder, pick_device("auto"))
         tokenizer, eos = Tokenizer.load(folder).with_template(args.template or None), eos_ids(folder)
+        model.words = tokenizer.vocab_size
         if args.data:
             measure(args, model, tokenizer, eos)
         elif args.prompt is not None:

@@ -42,6 +42,8 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     o, tokenizer, eos = cfg.optim, Tokenizer.load(start).with_template(folder.template(cfg.template)), eos_ids(start)
     policy = ranks.shard(lora.adapt(checkpoint.load_model(start, folder.device), cfg.lora, folder.seed), o.bf16, o.recompute)
     reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(checkpoint.load_model(start, folder.device), o.bf16)
+    if reference is not None:
+        reference.words = tokenizer.vocab_size
     sources = open_sources(cfg.data, folder.evaluated)
     extra = load_reward(cfg.reward_function) if cfg.reward_function else None
     optimizer = make_optimizer(policy, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr, o.offload)

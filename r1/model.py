@@ -175,6 +175,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.bf16 = False                                                               # matrix products in bfloat16
         self.recompute = False                                                          # activations again in the backward
+        self.words = cfg.vocab_size                                                     # of V those that the tokenizer knows
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_hidden_layers))
         self.norm = RMSNorm(cfg.hidden_size, cfg.rms_norm_eps)
@@ -238,11 +239,12 @@ class Transformer(nn.Module):
             if at is not None:
                 at = at.flatten().nonzero()[:, 0] if at.dtype == torch.bool else at
                 x = x.flatten(0, 1).index_select(0, at)                                 # (N, C); [at] would add gradients in any order
+            logits = lambda x: linear(x, self.head, self.lm_head)[..., :self.words]  # noqa: E731
             if read is None:
-                return linear(x, self.head, self.lm_head)
+                return logits(x)
             n = max(PIECE, LOGITS // self.cfg.vocab_size)
             if len(x) <= n:
-                return read(linear(x, self.head, self.lm_head), slice(None))
-            piece = lambda x, i: read(linear(x, self.head, self.lm_head), slice(i, i + n))  # noqa: E731
+                return read(logits(x), slice(None))
+            piece = lambda x, i: read(logits(x), slice(i, i + n))  # noqa: E731
             parts = [checkpoint(piece, part, i * n, use_reentrant=False, preserve_rng_state=False) for i, part in enumerate(x.split(n))]
             return tuple(torch.cat(each) for each in zip(*parts, strict=True))

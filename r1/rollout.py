@@ -46,6 +46,7 @@ def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], 
 
     Every rank samples and judges its share of the problems and gets all of them back."""
     ranks.at("sampling")
+    model.words = tokenizer.vocab_size
     began, problems = time.perf_counter(), ranks.share(problems)
     texts = [tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
     quiet = None if title and ranks.rank() == 0 else True

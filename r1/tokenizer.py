@@ -7,6 +7,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 
 import tokenizers
@@ -32,9 +33,10 @@ class Tokenizer:
         self.core, self.config = core, config
         self._template = None
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        return self.core.get_vocab_size()
+        """Ids below it may stand for something; a model may have more, which only pad its matrices."""
+        return max(self.core.get_vocab().values()) + 1
 
     @property
     def eos_id(self) -> int:

@@ -487,3 +487,20 @@ def test_sampling_that_is_not_what_is_trained_is_refused(key, value, says):
     config.parse(copy.deepcopy(raw), "x.yaml")
     with pytest.raises(UserError, match=says):
         config.parse(raw, "x.yaml", [f"rl.{key}={value}"])
+
+
+def test_what_only_pads_a_vocabulary_is_neither_drawn_nor_counted(start, tokenizer, make_model, tmp_path):
+    """A head of 400 more rows than the tokenizer has tokens, each as likely as a token: as if they were not there."""
+    small = make_model(vocab_size=tokenizer.vocab_size, tie_word_embeddings=False)
+    padded = make_model(vocab_size=tokenizer.vocab_size + 400, tie_word_embeddings=False)
+    with torch.no_grad():
+        for p, q in zip(padded.parameters(), small.parameters(), strict=True):
+            p[:len(q)] = q
+    results = []
+    for name, model in (("small", small), ("padded", padded)):
+        checkpoint.save_model(tmp_path / name, model, tokenizer, [tokenizer.eos_id])
+        metrics = run(start, tmp_path / f"{name}-run", init=str(tmp_path / name), steps=2, kl_coef=0.1)
+        results.append(([{k: v for k, v in m.items() if not k.startswith("time")} for m in metrics],
+                        [p[:len(q)] for p, q in zip(final(tmp_path / f"{name}-run").values(), small.parameters(), strict=True)]))
+    assert results[0][0] == results[1][0] and results[0][0][1]["kl"] > 0 and results[0][0][0]["gap"] < 1e-4
+    assert all(torch.equal(p, q) for p, q in zip(results[0][1], results[1][1], strict=True))
