@@ -146,7 +146,7 @@ def zero() -> tuple[str, str, str]:
     rise, vote = right("zero", "base"), right("zero_vote", "pass", vote=True)
     rows = [[name, show(right(s)), show(right(s, vote=True)), show(right(v, vote=True)) if v else "", show(value("length", s), digits=0)]
             for s, v, name in (("base", "base_vote", "base"), ("base_thinks", "", "base, made to think (`<think>` prefilled)"), ("zero", "zero_vote", "R1-Zero")) if have(s)]
-    body = markdown_table(["", "pass@1", "cons@16", "cons@64", "length"], rows) + f"\n\nA majority of 64 adds {show(vote)} points to one sample.\n"
+    body = markdown_table(["", "pass@1", "cons@16", "cons@64", "length"], rows) + f"\n\nA majority of 64 adds {show(vote)} points to one sample. R1-Zero against the base made to think: {show(right('zero', 'base_thinks'), sign='+')}.\n"
     pictures = curves("zero-accuracy", "R1-Zero: accuracy on training problems", "share right", "accuracy", {"zero": "R1-Zero"})
     pictures += " " + curves("zero-length", "R1-Zero: response length", "tokens", "length", {"zero": "R1-Zero"})
     return (f"{show(right('base'))} → {show(right('zero'))}; majority of 64: {show(right('zero_vote', vote=True))}", verdict((rise, 1), (vote, 1)), body + "\n" + pictures + "\n")
@@ -249,10 +249,13 @@ def reward() -> tuple[str, str, str]:
 
 
 def prm() -> tuple[str, str, str]:
-    made = [s["prm"]["prm"]["held_out_accuracy"] for s in have("prm")]
+    made, base = ([s["prm"]["prm"][key] for s in have("prm")] for key in ("held_out_accuracy", "right_steps"))
     score = joined([b - a for a, b in zip(trained("prm", "prm", first=5), trained("prm", "prm", last=5), strict=True)], [])
     body = compared({"zero": "outcome by rule", "prm": "process reward model"}, "zero")
-    body += f"\nThe model judges {show(joined([100 * x for x in made], []))}% of held-out steps as the rule does; its mean score rises by {show(score, digits=2)} in the training.\n"
+    body += "\n" + curves("prm-score", "What the process reward model says", "mean score of a step", "prm", {"prm": "process reward model"}) + " "
+    body += curves("prm-accuracy", "What is right", "share right", "accuracy", {"zero": "outcome by rule", "prm": "process reward model"}) + "\n"
+    body += (f"\nThe model judges {show(joined([100 * x for x in made], []))}% of held-out steps as the rule does, of which {show(joined([100 * x for x in base], []))}% are right; its mean score "
+             f"rises by {show(score, digits=2)} in the training.\n")
     return (f"{show(right('prm', 'zero'), sign='+')} points against the outcome rule", verdict((right("prm", "zero"), -1)), body)
 
 
