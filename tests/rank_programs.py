@@ -294,6 +294,7 @@ def measure(out: Path, both: Path, other: Path | None = None) -> None:
             update(f, name, policy, reference, examples, changes)
             if name == "inner":                                            # it has moved the weights
                 policy = ranks.shard(checkpoint.load_model(start))
+                policy.words = tokenizer.vocab_size                             # as sampling left it
         alone(f, policy, groups)
         supervise(f, untied)
         bad_number(f, start)
