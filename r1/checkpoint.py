@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from r1 import ranks, stop
 from r1.files import digest, discard, make_aside, publish, recover, writing
 from r1.hf_config import config_json, load_config, read_json
-from r1.model import Transformer, rope_frequencies
+from r1.model import ModelConfig, Transformer, rope_frequencies
 from r1.types import UserError
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -143,18 +143,24 @@ def _fits(t: Tensor, param: Tensor | None, name: str, file: Path, config: Path) 
         raise UserError(f"{file}: tensor {name} holds NaN or infinity; fetch or train the model again")
 
 
+def empty_model(cfg: ModelConfig, device="cpu", dtype: torch.dtype = torch.float32) -> Transformer:
+    """A model whose weights are still to come: no random draws, and no memory but its own."""
+    with torch.device("meta"):
+        model = Transformer(cfg).to(dtype)
+    model.to_empty(device=device)
+    if cfg.tie_word_embeddings:                        # to_empty gives both ends of the tie their own memory
+        model.lm_head.weight = model.embed_tokens.weight
+    model.rope_freq = rope_frequencies(cfg).to(device)
+    return model
+
+
 @torch.no_grad()
 def load_model(path, device="cpu", dtype: torch.dtype = torch.float32) -> Transformer:
     """The model of a Hugging Face folder, its weights cast to `dtype`; UserError names what does not fit."""
     path = Path(path)
     recover(path)
     cfg = load_config(path)
-    with torch.device("meta"):                         # no memory, no random draws
-        model = Transformer(cfg).to(dtype)
-    model.to_empty(device=device)
-    if cfg.tie_word_embeddings:                        # to_empty gives both ends of the tie their own memory
-        model.lm_head.weight = model.embed_tokens.weight
-    model.rope_freq = rope_frequencies(cfg).to(device)
+    model = empty_model(cfg, device, dtype)
     want = {_hf_name(name): p for name, p in model.named_parameters()}
     missing, head = set(want), None
     for file, name, t in _stored(path):

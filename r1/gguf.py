@@ -16,7 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from tokenizers import Tokenizer as Core
 from torch import Tensor
 
-from r1.checkpoint import save_model
+from r1.checkpoint import empty_model, save_model
 from r1.model import ModelConfig, Transformer, rope_frequencies
 from r1.tokenizer import Tokenizer
 from r1.types import UserError
@@ -152,7 +152,7 @@ def _rope_scaling(f: _File, head_dim: int) -> dict | None:
 
 @torch.no_grad()
 def _model(f: _File, cfg: ModelConfig) -> Transformer:
-    model = Transformer(cfg)
+    model = empty_model(cfg)
     left = set(f.tensors) - {"rope_freqs.weight"}
     for name, p in model.named_parameters():
         layer, stem, kind = re.fullmatch(r"(?:layers\.(\d+)\.)?(.+)\.(\w+)", name).groups()

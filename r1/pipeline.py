@@ -57,8 +57,7 @@ def show_plan(cfg: cfgs.Config) -> None:
     device, shapes = pick_device(cfg.device), {}
     for s in (s for s in cfg.stages if s.kind != "evaluate"):
         folder = Folder(Path(cfg.out), s.name, cfg.seed, device, cfg.templates)
-        start = s.init.partition("/step")[0]
-        shapes[s.name] = shapes[start] if start in shapes and s.kind != "pretrain" else shape_of(s, folder, weights=False)
+        shapes[s.name] = s.kind != "pretrain" and shapes.get(s.init.partition("/step")[0]) or shape_of(s, folder, weights=False)
         tell_plan(cfg, s, shapes[s.name], folder)
 
 
@@ -93,8 +92,8 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     try:
         if not folder.done():
             folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
-        if not folder.done() and stage.kind != "evaluate":
-            train(cfg, stage, folder)
+            if stage.kind != "evaluate":
+                train(cfg, stage, folder)
         domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
         for each in folder.snapshots() if domains else []:
             run_evaluation(replace(cfg.evaluate, domains=dict([*domains.items()][:1])), stage, each)

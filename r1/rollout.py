@@ -34,8 +34,7 @@ class Scored:
 
 def written(tokenizer: Tokenizer, prompt: str, r: Rollout) -> str:
     """The text of a completion, with what its prompt prefilled and without the EOS."""
-    prefix = "<think>" if prompt.rstrip().endswith("<think>") else ""
-    return prefix + tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids)
+    return ("<think>" if prompt.rstrip().endswith("<think>") else "") + tokenizer.decode(r.ids[:-1] if r.finish == "eos" else r.ids)
 
 
 def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], sample: Sample, group: int, seed: int,

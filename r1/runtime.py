@@ -181,7 +181,7 @@ class Folder:
     def start_logs(self, step: int) -> None:
         """Cut metrics and samples back to what was before `step`."""
         ranks.lead(lambda: [_cut(self.path / name, step) for name in ("metrics.jsonl", "samples.jsonl")])
-        ranks.lead(lambda: self.watchers.extend(watch.watchers(self.shown, self.path, step)))
+        ranks.lead(lambda: self.watchers.extend(watch.SHOW[name](self.path, step) for name in self.shown))
 
     def clear(self) -> None:
         """Remove what only a broken-off run needs: it is three times the model's size."""

@@ -8,21 +8,14 @@ from pathlib import Path
 from r1.files import write_text
 from r1.types import UserError
 
-PACKAGES = ("tensorboard", "wandb")
-
 
 def check(names: list[str]) -> None:
     """Raises UserError for one that is not known, or whose package is not there."""
     for name in names:
-        if name not in PACKAGES:
-            raise UserError(f"log: {name!r} is not known; there are {', '.join(PACKAGES)}")
+        if name not in SHOW:
+            raise UserError(f"log: {name!r} is not known; there are {', '.join(SHOW)}")
         if importlib.util.find_spec(name) is None:
             raise UserError(f"log: {name} needs `pip install {name}`")
-
-
-def watchers(names: list[str], path: Path, step: int) -> list[Callable[[dict], None]]:
-    """For each a function that takes a line. `path` is the stage's folder; what was shown of steps from `step` on is void."""
-    return [{"tensorboard": _tensorboard, "wandb": _wandb}[name](path, step) for name in names]
 
 
 def _numbers(line: dict) -> dict[str, float]:
@@ -49,3 +42,6 @@ def _wandb(path: Path, step: int) -> Callable[[dict], None]:
     run = wandb.init(project="r1", group=path.parent.name, name=path.name, id=file.read_text(), resume="allow", dir=str(path), reinit="finish_previous")
     run.define_metric("*", step_metric="step")       # its own counter cannot go back to a state
     return lambda line: run.log({"step": line["step"], **_numbers(line)})
+
+
+SHOW = {"tensorboard": _tensorboard, "wandb": _wandb}       # by its package: (stage's folder, step from which on all is void) -> what takes a line

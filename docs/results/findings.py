@@ -270,7 +270,7 @@ def search() -> tuple[str, str, str]:
 
 
 def grpo_parts() -> tuple[str, str, str]:
-    names = {"plain": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)", 
+    names = {"plain": "as it is", "no_std": "no division by std", "kl": "KL 0.04", "dr_grpo": "Dr. GRPO (no std, no length)", "dapo_tokens": "mean over tokens (DAPO)",
              "group4": "64 groups of 4", "group8": "32 of 8", "group32": "8 of 32", "four_updates": "four updates", "four_unclipped": "four, clip 10 (the paper's)",
              "four_clip_higher": "four, clip higher (DAPO)"}
     there = [n for n in names if have(n) and n != "plain"]
