@@ -101,7 +101,13 @@ class Ragged(Causal):
         return self.length
 
     def positions(self, T: int, device) -> Tensor:
-        return self.at[None]                                                            # (1, M)
+        """(1, M). Makes the mask that all layers share."""
+        U, P, B, R = self.shape
+        if U:
+            seen = (torch.arange(P, device=device) < self.before[:, None, None]).expand(B, R, P)
+            own = torch.ones(R, R, dtype=torch.bool, device=device).tril().expand(B, R, R)
+            self.mask = added(torch.cat((seen, own), dim=-1)[:, None], torch.float32)   # (B, 1, R, P + R)
+        return self.at[None]
 
     def spread(self, x: Tensor) -> Tensor:
         return Move.apply(x[0], self.there, self.back)[None]                            # (1, N, _) -> (1, M, _)
@@ -115,10 +121,6 @@ class Ragged(Causal):
         if not U:
             return sdpa(*rows).flatten(0, 1)[None]
         prompts = [t[0, :U * P].unflatten(0, (U, P)) for t in (q, k, v)]                # (U, P, H or K, D)
-        if self.mask is None:
-            seen = (torch.arange(P, device=q.device) < self.before[:, None, None]).expand(B, R, P)
-            own = torch.ones(R, R, dtype=torch.bool, device=q.device).tril().expand(B, R, R)
-            self.mask = added(torch.cat((seen, own), dim=-1)[:, None], q.dtype)         # (B, 1, R, P + R)
         behind = [torch.cat((p.index_select(0, self.of), r), dim=1) for p, r in zip(prompts[1:], rows[1:], strict=True)]
         return torch.cat((sdpa(*prompts).flatten(0, 1), sdpa(rows[0], *behind, self.mask).flatten(0, 1)))[None]
 
@@ -152,7 +154,8 @@ class KVCache(Causal):
         self.start = start.to(device)
         self.offset = -self.start                                 # (B,) position of a row's column 0 ...
         self.ahead = -min(self.padding)                           # ... and its maximum
-        self.length = 0                                           # columns written
+        self.length = 0                                           # columns written, and on the device
+        self.column = self.start.new_zeros(1)
         self.prompts: KVCache | None = None
 
     def behind(self, prompts: KVCache, of: Tensor) -> KVCache:
@@ -181,7 +184,7 @@ class KVCache(Causal):
             self.k = F.pad(self.k, more)                          # one after the other: each is twice there meanwhile
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
-        column = key[self.length:end]                                                   # (T,)
+        column = self.now = self.column + key[:T]                                       # (T,)
         if self._first(T):
             return (column + self.offset[:, None]).clamp(min=0)
         seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
@@ -195,9 +198,8 @@ class KVCache(Causal):
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Writes k and v (B, T, K, D) behind what is there, and attends to all of it. Columns still to be written are masked, not
         left out: a product with a part of them would first copy it."""
-        end = self.length + k.shape[1]
-        self.k[layer, :, :, self.length:end] = k.transpose(1, 2)
-        self.v[layer, :, :, self.length:end] = v.transpose(1, 2)
+        self.k[layer].index_copy_(2, self.now, k.transpose(1, 2).to(self.k.dtype))
+        self.v[layer].index_copy_(2, self.now, v.transpose(1, 2).to(self.v.dtype))
         if self._first(k.shape[1]):                               # long prompts, one by one: no mask and no padding
             out = torch.zeros_like(q)
             for b, n in enumerate(self.padding):
@@ -220,6 +222,7 @@ class KVCache(Causal):
 
     def advance(self, T: int) -> None:
         self.length += T
+        self.column += T
 
     @staticmethod
     def join(cfg, parts: list[tuple[KVCache, Tensor]], more: int = 0, room: int = 0) -> KVCache:
@@ -230,6 +233,7 @@ class KVCache(Causal):
         start = torch.cat([c.start[rows].cpu() + length - c.length for c, rows in parts] + [torch.full((more,), length)])
         new = KVCache(cfg, len(start), length + room, first.device, first.dtype, start)
         new.length = length
+        new.column += length
         for (c, rows), columns in zip(parts, used, strict=True):
             to = slice(at, at := at + len(rows))
             new.k[:, to, :, length - columns:length] = c.k[:, rows, :, c.length - columns:c.length]

@@ -19,7 +19,12 @@ from torch.utils.checkpoint import checkpoint
 
 from r1.context import Causal
 
-LOGITS, PIECE = 2 ** 24, 256      # numbers that exist at once, 64 MB in fp32; but rows at least
+LOGITS, PIECE = 2 ** 24, 256      # numbers that exist at once, 64 MB in fp32 (on a GPU 8 times as many); but rows at least
+
+
+def at_once(vocab_size: int, cpu: bool) -> int:
+    """Rows of logits that exist at once."""
+    return max(PIECE, LOGITS * (1 if cpu else 8) // vocab_size)
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,8 @@ class Transformer(nn.Module):
         rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            x = checkpoint(block, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else block(x, rope, context, i)
+            run = block if self.head is None else block.forward      # compiled (optim.compile) for training alone
+            x = checkpoint(run, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else run(x, rope, context, i)
         context.advance(T)
         return self.norm(x)
 
@@ -242,7 +248,7 @@ class Transformer(nn.Module):
             logits = lambda x: linear(x, self.head, self.lm_head)[..., :self.words]  # noqa: E731
             if read is None:
                 return logits(x)
-            n = max(PIECE, LOGITS // self.cfg.vocab_size)
+            n = at_once(self.cfg.vocab_size, x.device.type == "cpu")
             if len(x) <= n:
                 return read(logits(x), slice(None))
             piece = lambda x, i: read(logits(x), slice(i, i + n))  # noqa: E731

@@ -167,7 +167,7 @@ def try_sources(mix: dict[str, float], test: bool, held: set[str]) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "sample.max_rows")     # these change cost, never the result
+FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "optim.compile", "sample.max_rows")     # cost, never the result
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
 from r1.context import SCORES, SHORT
-from r1.model import LOGITS, PIECE, ModelConfig
+from r1.model import ModelConfig, at_once
 
 SLACK, LIBRARIES = 1.2, 260e6
 DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are
@@ -83,7 +83,7 @@ def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu
     if cpu and (varied or length <= SHORT and scores <= SCORES):
         layer += b * min(scores, SCORES) / tokens
     kept = 4 * c * m.num_hidden_layers + 2.6 * layer if o.recompute else layer * m.num_hidden_layers
-    pieces = min(tokens * learned, max(PIECE, LOGITS // m.vocab_size))
+    pieces = min(tokens * learned, at_once(m.vocab_size, cpu))
     return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
 
 

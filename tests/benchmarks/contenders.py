@@ -40,6 +40,9 @@ def leave_out(part: str) -> None:
         context.SHORT = 0
     elif part == "freed memory kept":
         runtime.keep_freed_memory = lambda: None
+    elif part == "CUDA graphs":
+        from r1 import graph
+        graph.Steps.read = lambda self, token, cache: self.model(token[:, None], cache)[:, -1]
     elif part == "logits in pieces":
         model.LOGITS = 2 ** 60
 
@@ -270,7 +273,109 @@ def trl_grpo(folder, dtype, new=128, recompute=False, **_) -> dict:
         return timed(lambda: trainer.train() and 32 * new)
 
 
-CONTENDERS = {f.__name__: f for f in (r1_sampler, transformers_sampler, linear_layers, llama_cpp, r1_train, products, r1_grpo, trl_grpo)}
+# ---- on a CUDA device --------------------------------------------------------------------------
+
+def cuda_sampler(folder, rows=64, new=256, prompt=128) -> dict:
+    """`rows` samples, 8 at most of each prompt, in bf16."""
+    import torch
+
+    from r1.checkpoint import load_model
+    from r1.config import Sample
+    from r1.sampler import generate
+    model = load_model(folder, "cuda")
+    model.bf16, group = True, min(8, rows)
+    go = lambda n: sum(len(r.ids) for g in generate(model, random_prompts(rows // group, prompt), group, Sample(max_new_tokens=n), 0, [])  # noqa: E731
+                       for r in g)
+    go(40)
+    return on_device(lambda: go(new), torch)
+
+
+def cuda_transformers(folder, rows=64, new=256, prompt=128) -> dict:
+    import torch
+    from transformers import AutoModelForCausalLM
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval().to("cuda")
+    group = min(8, rows)
+    ids = torch.tensor(random_prompts(rows // group, prompt)).repeat_interleave(group, 0).cuda()
+
+    @torch.inference_mode()
+    def go(n: int) -> int:
+        return model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=True, temperature=1.0, top_k=0, top_p=1.0, min_new_tokens=n,
+                              max_new_tokens=n, pad_token_id=0)[:, prompt:].numel()
+    go(8)
+    return on_device(lambda: go(new), torch)
+
+
+def cuda_bandwidth(folder, rows=64, new=256, prompt=128) -> dict:
+    """Every weight of the model and every key and value of the middle step read once a step, as fast as this device copies."""
+    import torch
+
+    from r1.checkpoint import load_config
+    from r1.plan import parameters
+    m, x = load_config(folder), torch.empty(2 ** 30, dtype=torch.int32, device="cuda")      # 4 GiB
+    y = torch.empty_like(x)
+    y.copy_(x)
+    copied = on_device(lambda: [y.copy_(x) for _ in range(20)] and 20 * 2 * x.nbytes, torch)
+    column = 4 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim                    # bytes in bf16
+    read = 2 * parameters(m) + column * (rows * new // 2 + -(-rows // 8) * prompt)
+    return {**copied, "tokens_per_second": rows * copied["tokens_per_second"] / read, "bytes_per_second": copied["tokens_per_second"]}
+
+
+def cuda_train(folder, rows=64, length=1024, micro=16384, compile=False, recompute=False) -> dict:
+    """Steps of `rows` rows, every token learned: forward, backward, clipping and AdamW, with bf16 products."""
+    import torch
+
+    from r1 import ranks
+    from r1.checkpoint import load_model
+    from r1.losses import cross_entropy
+    from r1.optim import make_optimizer, optimise, supervised_logprobs
+    from r1.plan import parameters
+    from r1.types import Example
+    model = ranks.shard(load_model(folder, "cuda").train(), True, recompute, compile)
+    optimizer = make_optimizer(model, 1e-5, (0.9, 0.95), 0.0)
+    examples = [Example(ids, [1] * length, w=1 / (rows * length)) for ids in random_prompts(rows, length)]
+    loss = lambda b: (cross_entropy(supervised_logprobs(model, b)[0], b.mask, b.w), {})  # noqa: E731
+    go = lambda n: [optimise(model, optimizer, examples, loss, 1e-5, micro, 1.0) for _ in range(n)] and n * rows * length  # noqa: E731
+    go(2)
+    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a @ b
+    products = on_device(lambda: [a @ b for _ in range(30)] and 30 * 2 * 8192 ** 3, torch)["tokens_per_second"]
+    m, found = model.cfg, on_device(lambda: go(4), torch)
+    per_token = 6 * parameters(m) + 6 * m.num_hidden_layers * m.num_attention_heads * m.head_dim * length      # causal: half of all pairs
+    return {**found, "flops": per_token * found["tokens_per_second"], "products_flops": products}
+
+
+def cuda_recipe(folder, config, changes) -> dict:
+    """Two steps of a recipe from random weights, as `train.py` runs it: what it planned, what it took at most, its last line of metrics."""
+    import torch
+
+    from r1 import config as configs
+    from r1 import pipeline, plan
+    from r1.checkpoint import load_config
+    from r1.runtime import Folder
+    cfg = configs.load(ROOT / config, [f"out={folder}/run", *changes])
+    stage, at = cfg.stages[0], Folder(Path(folder) / "run", "zero", 0, "cuda", cfg.templates)
+    planned = plan.plan(stage, load_config(folder), False, 1, pipeline.prompt_tokens(stage, at), cfg.evaluate)
+    torch.cuda.reset_peak_memory_stats()
+    pipeline.run(cfg)
+    line = json.loads((Path(folder) / "run/zero/metrics.jsonl").read_text().splitlines()[-1])
+    return {"planned_mb": {phase: sum(parts.values()) / 2 ** 20 for phase, parts in planned.items()}, "reserved_mb": torch.cuda.max_memory_reserved() / 2 ** 20,
+            "took_mb": torch.cuda.max_memory_allocated() / 2 ** 20, **line}
+
+
+def on_device(work, torch) -> dict:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+
+    def whole():
+        done = work()
+        torch.cuda.synchronize()
+        return done
+    found = timed(whole)
+    return {**found, "gpu_mb": torch.cuda.max_memory_allocated() / 2 ** 20}
+
+
+CONTENDERS = {f.__name__: f for f in (r1_sampler, transformers_sampler, linear_layers, llama_cpp, r1_train, products, r1_grpo, trl_grpo,
+                                      cuda_sampler, cuda_transformers, cuda_bandwidth, cuda_train, cuda_recipe)}
 
 if __name__ == "__main__":
     import torch

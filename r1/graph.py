@@ -1,0 +1,58 @@
+"""Decoding on a CUDA device: the kernels of a step are recorded once and replayed by one launch. Elsewhere: the step as it is.
+
+A step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes ten times as
+long as running them. What is recorded holds for one cache of one size: a new one is made after rows have changed or columns were added.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from r1.context import KVCache
+from r1.model import Transformer
+
+
+class Steps:
+    """`draw(logits (N, V), u (N,))` and `read(token (N,), cache)`, the logits after one more token."""
+
+    def __init__(self, model: Transformer, draw: Callable, static: bool):
+        """`static`: `draw` asks nothing of the device."""
+        self.model, self.pick, self.static, self.keys = model, draw, static, None
+        self.reading = self.drawing = None
+
+    def read(self, token: Tensor, cache: KVCache) -> Tensor:
+        one = lambda token: self.model(token[:, None], cache)[:, -1]  # noqa: E731
+        if token.device.type != "cuda":
+            return one(token)
+        if cache.k is not self.keys or cache.length == cache.k.shape[3]:      # not recorded yet, because libraries set themselves up in a first step
+            logits = one(token)
+            self.reading, self.drawing, self.keys = None, None, cache.k
+            return logits
+        if self.reading is None:
+            self.reading = Recorded(one, token)                               # moves the cache's own count on
+        else:
+            cache.length += 1
+        return self.reading(token)
+
+    def draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        if self.reading is None or not self.static:
+            return self.pick(logits, u)
+        self.drawing = self.drawing or Recorded(self.pick, logits, u)
+        return self.drawing(logits, u)
+
+
+class Recorded:
+    """A function of tensors as a CUDA graph."""
+
+    def __init__(self, f: Callable, *args: Tensor):
+        self.args, self.graph = args, torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.out = f(*args)
+
+    def __call__(self, *args: Tensor):
+        for mine, a in zip(self.args, args, strict=True):
+            if a is not mine:
+                mine.copy_(a)
+        self.graph.replay()
+        return self.out
