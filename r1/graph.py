@@ -36,7 +36,7 @@ class Steps:
         return self.reading(token)
 
     def draw(self, logits: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-        if self.reading is None or not self.static:
+        if self.reading is None or not self.static or logits is not self.reading.out:     # rows have changed
             return self.pick(logits, u)
         self.drawing = self.drawing or Recorded(self.pick, logits, u)
         return self.drawing(logits, u)
