@@ -1,10 +1,11 @@
-"""Decoding on a CUDA device: the kernels of a step are recorded once and replayed by one launch. Elsewhere: the step as it is.
+"""What a GPU needs to be kept busy: decode steps recorded once and replayed by one launch, layers compiled.
 
-A step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes ten times as
+A decode step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes ten times as
 long as running them. What is recorded holds for one cache of one size: a new one is made after rows have changed or columns were added.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ class Steps:
 
     def read(self, token: Tensor, cache: KVCache) -> Tensor:
         one = lambda token: self.model(token[:, None], cache)[:, -1]  # noqa: E731
-        if token.device.type != "cuda":
+        if token.device.type != "cuda" or hasattr(self.model, "unshard"):     # FSDP's hooks are not for recording
             return one(token)
         if cache.k is not self.keys or cache.length == cache.k.shape[3]:      # not recorded yet, because libraries set themselves up in a first step
             logits = one(token)
@@ -56,3 +57,14 @@ class Recorded:
                 mine.copy_(a)
         self.graph.replay()
         return self.out
+
+
+compiled = lru_cache(None)(lambda f: torch.compile(f, dynamic=True))
+
+
+def compile_layers(model: Transformer) -> None:
+    """torch.compile of every layer, for training and sampling. Attention behind a cache stays as it is: it writes into the cache."""
+    KVCache.attend = torch.compiler.disable(KVCache.attend)        # here, because it takes two seconds to import the compiler
+    model.fused = True
+    for layer in model.layers:
+        layer.compile(dynamic=True)

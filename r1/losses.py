@@ -45,6 +45,14 @@ class _Read(torch.autograd.Function):
         return p.mul_(-grad).scatter_add_(-1, targets[:, None], grad).to(ctx.dtype), None, None      # p itself: it is not needed again
 
 
+def plain_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """`token_logprobs` in words that torch.compile makes two passes of, and nothing in fp32 that is as wide as the vocabulary."""
+    x = logits.float() / temperature
+    lse = x.logsumexp(dim=-1)
+    entropy = lse - ((x - lse[:, None]).exp() * x).sum(dim=-1)
+    return x.gather(-1, targets[:, None]).squeeze(-1) - lse, entropy.detach()
+
+
 def advantages(rewards: Tensor, std: bool = True, leave_one_out: bool = False) -> Tensor:
     """Rewards (Q, G) relative to their group, in float64: R1 eq. 3.
 

@@ -85,10 +85,12 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
+def linear(x: Tensor, ready: tuple[Tensor, Tensor | None] | None, *layers: nn.Linear) -> Tensor:
     """All layers of x, their outputs beside each other, as one product; by what `lay_out` has made of them where there is that."""
     if ready is not None:
-        return ready(x)
+        weight, bias = ready
+        product = F.linear if not weight.is_mkldnn else lambda *about: torch.ops.mkldnn._linear_pointwise(*about, "none", [], "")
+        return product(x.to(weight.dtype), weight, bias)
     if len(layers) == 1:
         return layers[0](x)
     if not torch.is_autocast_enabled(x.device.type) or any(hasattr(layer, "merged") for layer in layers):        # one product would keep a copy of the weights for the backward
@@ -98,8 +100,8 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
     return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
 
-def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
-    """`linear` of these layers for many forwards without a backward: weights cast once, and on x86 CPUs in the blocked order
+def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """Weights and biases of these layers for many forwards without a backward: cast once, and on x86 CPUs in the blocked order
     that oneDNN computes in, which it would otherwise make anew in every call."""
     weights = [(layer.merged() if hasattr(layer, "merged") else layer.weight).to(dtype) for layer in layers]
     weight = torch.cat(weights) if len(layers) > 1 else weights[0]
@@ -107,8 +109,7 @@ def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable:
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
             dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-        return lambda x: torch.ops.mkldnn._linear_pointwise(x.to(dtype), weight, bias, "none", [], "")
-    return lambda x: F.linear(x.to(dtype), weight, bias)
+    return weight, bias
 
 
 class Attention(nn.Module):
@@ -180,6 +181,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.bf16 = False                                                               # matrix products in bfloat16
         self.recompute = False                                                          # activations again in the backward
+        self.fused = False                                                              # its layers are compiled: graph.compile_layers
         self.words = cfg.vocab_size                                                     # of V those that the tokenizer knows
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_hidden_layers))
@@ -228,7 +230,7 @@ class Transformer(nn.Module):
         rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            run = block if self.head is None else block.forward      # compiled (optim.compile) for training alone
+            run = block.forward if self.head is not None and x.device.type == "cpu" else block      # the compiler does not know that order
             x = checkpoint(run, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else run(x, rope, context, i)
         context.advance(T)
         return self.norm(x)

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from r1 import ranks
+from r1 import graph, ranks
 from r1.data import collate
-from r1.losses import token_logprobs
+from r1.losses import plain_logprobs, token_logprobs
 from r1.types import Batch, Example
 
 
@@ -90,7 +90,8 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
         ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
     targets = batch.targets[batch.mask]                                                  # (N,)
 
-    logp, entropy = model(ids, context, at, lambda logits, part: token_logprobs(logits, targets[part], temperature))
+    read = graph.compiled(plain_logprobs) if model.fused else token_logprobs
+    logp, entropy = model(ids, context, at, lambda logits, part: read(logits, targets[part], temperature))
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
 
 

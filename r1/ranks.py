@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from r1 import graph
 from r1.data import families, micro_batches
 from r1.types import Example, UserError
 
@@ -188,8 +189,8 @@ def shard(model: nn.Module, bf16: bool = False, recompute: bool = False, compile
     """The model with its weights in shards (FSDP2), before the optimiser is made. fp32 stays what is stored,
     reduced and optimised; with `bf16` it is gathered and run in bfloat16. On one rank autocast runs the matrix products in it."""
     model.recompute = recompute
-    for part in model.layers if compile else ():
-        part.compile(dynamic=True)
+    if compile:
+        graph.compile_layers(model)
     if not _store:
         model.bf16 = bf16
         return model

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.context import CHUNK, KVCache
+from r1.context import KVCache, chunk
 from r1.graph import Steps
 from r1.model import Transformer
 from r1.types import Rollout, UserError
@@ -144,7 +144,7 @@ def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], en
         of, last = of + [new + sum(len(u) for _, u in read)], last + [first[new]]
         read = read + [(fresh, at(np.arange(len(asked))))]
         own = own or [(fresh, at(np.arange(0)))]
-    return KVCache.join(model.cfg, own, len(enter), CHUNK).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
+    return KVCache.join(model.cfg, own, len(enter), chunk(device)).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:

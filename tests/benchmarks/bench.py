@@ -194,30 +194,40 @@ PEAK = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}    
 
 
 def cuda(folder: str, repeats: int) -> tuple[dict, str]:
+    """All in this process, one after the other, but for what is compiled or left out."""
     import torch
-    m, cases = {"135M": model(Path(folder) / "135M"), "0.5B": model(Path(folder) / "0.5B", **HALF)}, []
-    for name, f in m.items():
-        for rows in (1, 64, 256):
-            about = {"folder": f, "rows": rows}
-            ways = [("r1", "cuda_sampler", about), ("r1, without CUDA graphs", "cuda_sampler", {**about, "without": "CUDA graphs"}),
-                    ("transformers", "cuda_transformers", about), ("reading weights, keys and values alone", "cuda_bandwidth", about)]
-            cases += [(f"{name}, batch {rows}: {who}", how, s) for who, how, s in ways if who != "r1, without CUDA graphs" or rows == 64]
-    for how, more in {"": {}, ", optim.compile": {"compile": True}, ", optim.recompute": {"recompute": True}}.items():
-        cases.append((f"0.5B, 64 rows of 1,024 tokens{how}", "cuda_train", {"folder": m["0.5B"], **more}))
-    found = rounds(cases, repeats)
+    from contenders import CONTENDERS
+
+    from r1.checkpoint import load_config
+    from r1.plan import parameters
+    here = lambda contender, settings: CONTENDERS[contender](**settings)  # noqa: E731
+    m, found = {"135M": model(Path(folder) / "135M"), "0.5B": model(Path(folder) / "0.5B", **HALF)}, {}
+    bandwidth = here("cuda_bandwidth", {})["tokens_per_second"]
     lines = ["| sampling in bf16 | tokens/s | of the memory's rate | r1 against it | GPU MB |", "|---|---:|---:|---:|---:|"]
-    for name, runs in found.items():
-        head, _, who = name.partition(": ")
-        if who:
-            rate, best, own = (middle(found[f"{head}: {w}"], "tokens_per_second") for w in (who, "reading weights, keys and values alone", "r1"))
-            lines.append(f"| {name} | {rate:,.0f} | {rate / best:.0%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | {middle(runs, 'gpu_mb'):,.0f} |")
+    for name, f in m.items():
+        shape = load_config(f)
+        column = 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim        # bytes of keys and values
+        for rows in (1, 64, 256):
+            ways = [("r1", here, "cuda_sampler", {}), ("transformers", here, "cuda_transformers", {"new": 48})]      # whose every step takes as long
+            ways += [("r1, without CUDA graphs", run, "cuda_sampler", {"without": "CUDA graphs"})] if rows == 64 else []
+            ways += [("r1, compiled", run, "cuda_sampler", {"compile": True})] if (name, rows) == ("0.5B", 64) else []
+            limit = rows * bandwidth / (2 * parameters(shape) + column * (rows * 64 + -(-rows // 8) * 128))      # in the middle of 128 tokens
+            for who, how, contender, more in ways:
+                runs = found[f"{name}, batch {rows}: {who}"] = [how(contender, {"folder": f, "rows": rows, **more}) for _ in range(repeats)]
+                rate, own = middle(runs, "tokens_per_second"), middle(found[f"{name}, batch {rows}: r1"], "tokens_per_second")
+                lines.append(f"| {name}, batch {rows}: {who} | {rate:,.0f} | {rate / limit:.1%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | "
+                             f"{middle(runs, 'gpu_mb'):,.0f} |")
+                print(lines[-1], file=sys.stderr, flush=True)
     peak = next((v for k, v in PEAK.items() if torch.cuda.get_device_name().startswith(k)), None)
     lines += ["", "| training in bf16 | tokens/s | TFLOP/s | of the data sheet | of one large product | GPU MB |", "|---|---:|---:|---:|---:|---:|"]
-    for name, runs in found.items():
-        if "flops" in runs[0]:
-            rate = middle(runs, "flops")
-            lines.append(f"| {name} | {middle(runs, 'tokens_per_second'):,.0f} | {rate / 1e12:.0f} | {f'{rate / peak:.0%}' if peak else ''} | "
-                         f"{rate / middle(runs, 'products_flops'):.0%} | {middle(runs, 'gpu_mb'):,.0f} |")
+    for how, more in {"": {}, ", optim.recompute": {"recompute": True}, ", optim.compile": {"compile": True}}.items():
+        name = f"0.5B, 64 rows of 1,024 tokens{how}"
+        runs = found[name] = [(run if "compile" in more else here)("cuda_train", {"folder": m["0.5B"], **more}) for _ in range(repeats)]
+        rate = middle(runs, "flops")
+        lines.append(f"| {name} | {middle(runs, 'tokens_per_second'):,.0f} | {rate / 1e12:.0f} | {f'{rate / peak:.0%}' if peak else ''} | "
+                     f"{rate / middle(runs, 'products_flops'):.0%} | {middle(runs, 'gpu_mb'):,.0f} |")
+        print(lines[-1], file=sys.stderr, flush=True)
+    found |= {"bytes per second of a copy": bandwidth}
     found["recipe"], text = recipe(folder)
     return found, "\n".join(lines) + "\n\n" + text
 
@@ -234,7 +244,7 @@ def recipe(folder: str) -> tuple[list[dict], str]:
     (Path(folder) / "0.5B/generation_config.json").write_text(json.dumps({"eos_token_id": words["<eos>"]}))
     changes = [f"zero.init={folder}/0.5B", "zero.data={countdown:numbers=3: 1}", "zero.steps=2", "zero.snapshots=0",
                "evaluate.domains={sums: {countdown:numbers=3: 1}}", "evaluate.problems=64"]
-    [r] = rounds([("recipe", "cuda_recipe", {"folder": f"{folder}/0.5B", "config": "configs/qwen2.5-0.5b-gsm8k.yaml", "changes": changes})], 1)["recipe"]
+    r = run("cuda_recipe", {"folder": f"{folder}/0.5B", "config": "configs/qwen2.5-0.5b-gsm8k.yaml", "changes": changes})
     lines = ["| configs/qwen2.5-0.5b-gsm8k.yaml, second step | |", "|---|---:|"]
     lines += [f"| {what} | {value:,.1f} |" for what, value in {
         "sampling, s": r["time_sample"], "rewards, s": r["time_reward"], "update with the reference's log-probs, s": r["time_update"],

@@ -31,7 +31,7 @@ def natural_prompts(folder: str) -> list[list[int]]:
 
 def leave_out(part: str) -> None:
     """Undo one thing that makes it faster."""
-    from r1 import context, data, model, runtime
+    from r1 import context, data, graph, model, runtime
     if part == "oneDNN's layout":
         model.platform.machine = lambda: "another"
     elif part == "prompts shared, no padding":
@@ -41,7 +41,6 @@ def leave_out(part: str) -> None:
     elif part == "freed memory kept":
         runtime.keep_freed_memory = lambda: None
     elif part == "CUDA graphs":
-        from r1 import graph
         graph.Steps.read = lambda self, token, cache: self.model(token[:, None], cache)[:, -1]
     elif part == "logits in pieces":
         model.LOGITS = 2 ** 60
@@ -275,22 +274,25 @@ def trl_grpo(folder, dtype, new=128, recompute=False, **_) -> dict:
 
 # ---- on a CUDA device --------------------------------------------------------------------------
 
-def cuda_sampler(folder, rows=64, new=256, prompt=128) -> dict:
+def cuda_sampler(folder, rows=64, new=128, prompt=128, compile=False) -> dict:
     """`rows` samples, 8 at most of each prompt, in bf16."""
     import torch
 
     from r1.checkpoint import load_model
     from r1.config import Sample
+    from r1.graph import compile_layers
     from r1.sampler import generate
     model = load_model(folder, "cuda")
     model.bf16, group = True, min(8, rows)
+    if compile:
+        compile_layers(model)
     go = lambda n: sum(len(r.ids) for g in generate(model, random_prompts(rows // group, prompt), group, Sample(max_new_tokens=n), 0, [])  # noqa: E731
                        for r in g)
-    go(40)
+    go(8)
     return on_device(lambda: go(new), torch)
 
 
-def cuda_transformers(folder, rows=64, new=256, prompt=128) -> dict:
+def cuda_transformers(folder, rows=64, new=128, prompt=128) -> dict:
     import torch
     from transformers import AutoModelForCausalLM
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="sdpa").eval().to("cuda")
@@ -305,19 +307,13 @@ def cuda_transformers(folder, rows=64, new=256, prompt=128) -> dict:
     return on_device(lambda: go(new), torch)
 
 
-def cuda_bandwidth(folder, rows=64, new=256, prompt=128) -> dict:
-    """Every weight of the model and every key and value of the middle step read once a step, as fast as this device copies."""
+def cuda_bandwidth() -> dict:
+    """Bytes that are read and written in a second by a large copy."""
     import torch
-
-    from r1.checkpoint import load_config
-    from r1.plan import parameters
-    m, x = load_config(folder), torch.empty(2 ** 30, dtype=torch.int32, device="cuda")      # 4 GiB
+    x = torch.empty(2 ** 30, dtype=torch.int32, device="cuda")      # 4 GiB
     y = torch.empty_like(x)
     y.copy_(x)
-    copied = on_device(lambda: [y.copy_(x) for _ in range(20)] and 20 * 2 * x.nbytes, torch)
-    column = 4 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim                    # bytes in bf16
-    read = 2 * parameters(m) + column * (rows * new // 2 + -(-rows // 8) * prompt)
-    return {**copied, "tokens_per_second": rows * copied["tokens_per_second"] / read, "bytes_per_second": copied["tokens_per_second"]}
+    return on_device(lambda: [y.copy_(x) for _ in range(20)] and 20 * 2 * x.nbytes, torch)
 
 
 def cuda_train(folder, rows=64, length=1024, micro=16384, compile=False, recompute=False) -> dict:
@@ -363,6 +359,8 @@ def cuda_recipe(folder, config, changes) -> dict:
 
 
 def on_device(work, torch) -> dict:
+    import gc
+    gc.collect()
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
 
