@@ -46,6 +46,18 @@ def test_advice_fits():
     assert plan.peak(plan.plan(stage, m, evaluate=wide)) > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT)
 
 
+def test_a_gpu_is_planned_as_it_was_measured():
+    """What docs/results/performance/cuda.json says that an H100 took."""
+    sys.path.insert(0, str(ROOT / "tests/benchmarks"))
+    import bench
+    runs = json.loads((ROOT / "docs/results/performance/cuda.json").read_text())["runs"]
+    rows = [[cell.strip().replace(",", "") for cell in line.split("|")[1:-1]] for line in bench.cuda_table(runs).splitlines()]
+    pairs = {row[0]: (float(row[-1]), float(row[-2])) for row in rows if row and row[-1].isdigit()}
+    assert len(pairs) == 12
+    for name, (planned, taken) in pairs.items():
+        assert 0.85 < planned / taken < 1.15, name
+
+
 # name -> shape, stage; completions of a random model are as long as they may be
 CASES = {"pretrain": (SHAPE, {"kind": "pretrain", "rows": 16, "row_tokens": 256}),
          "pretrain bf16": (SHAPE, {"kind": "pretrain", "rows": 16, "row_tokens": 256, "optim": {"bf16": True}}),
