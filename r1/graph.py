@@ -1,11 +1,11 @@
 """What a GPU needs to be kept busy: decode steps recorded once and replayed by one launch, layers compiled.
 
-A decode step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes ten times as
-long as running them. What is recorded holds for one cache of one size: a new one is made after rows have changed or columns were added.
+A decode step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes five times as
+long as running them (an H100: docs/performance.md). What is recorded holds for one cache of one size: a new one is made after rows have changed or columns were added.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ class Steps:
     """`draw(logits (N, V), u (N,))` and `read(token (N,), cache)`, the logits after one more token."""
 
     def __init__(self, model: Transformer, draw: Callable, static: bool):
-        """`static`: `draw` asks nothing of the device."""
+        """`static`: `draw` never waits for the device, as that of a nucleus does, and can be recorded."""
         self.model, self.pick, self.static, self.keys = model, draw, static, None
         self.reading = self.drawing = None
 
@@ -27,8 +27,9 @@ class Steps:
         if token.device.type != "cuda" or hasattr(self.model, "unshard"):     # FSDP's hooks are not for recording
             return one(token)
         if cache.k is not self.keys or cache.length == cache.k.shape[3]:      # not recorded yet, because libraries set themselves up in a first step
+            self.reading = self.drawing = self.keys = None                    # what they hold is let go before the cache grows
             logits = one(token)
-            self.reading, self.drawing, self.keys = None, None, cache.k
+            self.keys = cache.k
             return logits
         if self.reading is None:
             self.reading = Recorded(one, token)                               # moves the cache's own count on
@@ -59,12 +60,15 @@ class Recorded:
         return self.out
 
 
-compiled = lru_cache(None)(lambda f: torch.compile(f, dynamic=True))
+@cache
+def compiled(f: Callable) -> Callable:
+    """torch.compile of a function, once per process, for tensors of any size."""
+    return torch.compile(f, dynamic=True)
 
 
 def compile_layers(model: Transformer) -> None:
-    """torch.compile of every layer, for training and sampling. Attention behind a cache stays as it is: it writes into the cache."""
-    KVCache.attend = torch.compiler.disable(KVCache.attend)        # here, because it takes two seconds to import the compiler
-    model.fused = True
+    """torch.compile of every layer, for training: a decode step gains nothing by it beside being recorded."""
+    torch._dynamo.config.recompile_limit = 64      # kinds of rows, with and without gradient, adapters: beyond 8 it would give up in silence
+    model.compiled = True
     for layer in model.layers:
         layer.compile(dynamic=True)

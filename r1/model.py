@@ -181,7 +181,7 @@ class Transformer(nn.Module):
         self.cfg = cfg
         self.bf16 = False                                                               # matrix products in bfloat16
         self.recompute = False                                                          # activations again in the backward
-        self.fused = False                                                              # its layers are compiled: graph.compile_layers
+        self.compiled = False                                                           # graph.compile_layers
         self.words = cfg.vocab_size                                                     # of V those that the tokenizer knows
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.hidden_size)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.num_hidden_layers))
@@ -230,7 +230,7 @@ class Transformer(nn.Module):
         rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
-            run = block.forward if self.head is not None and x.device.type == "cpu" else block      # the compiler does not know that order
+            run = block if self.head is None else block.forward                         # compiled for training alone
             x = checkpoint(run, x, rope, context, i, use_reentrant=False, preserve_rng_state=False) if self.recompute and torch.is_grad_enabled() else run(x, rope, context, i)
         context.advance(T)
         return self.norm(x)

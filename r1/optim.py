@@ -90,7 +90,7 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
         ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
     targets = batch.targets[batch.mask]                                                  # (N,)
 
-    read = graph.compiled(plain_logprobs) if model.fused else token_logprobs
+    read = graph.compiled(plain_logprobs) if model.compiled else token_logprobs
     logp, entropy = model(ids, context, at, lambda logits, part: read(logits, targets[part], temperature))
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
 

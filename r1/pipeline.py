@@ -142,6 +142,8 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
     for s in stages:
         if ranks.world() > 1 and hasattr(s, "optim") and s.optim.offload:
             raise UserError(f"{s.name}: optim.offload is for one GPU; several share the moments as it is, so leave it out")
+        if hasattr(s, "optim") and s.optim.compile and (ranks.world() > 1 or pick_device(cfg.device) == "cpu"):
+            raise UserError(f"{s.name}: optim.compile is for one GPU (it has not been tried elsewhere); leave it out")
         if s.init and re.sub(r"/step\d+$", "", s.init) not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
                 not hub.is_id(s.init) or s.init.split("/")[0] in names):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
@@ -167,7 +169,7 @@ def try_sources(mix: dict[str, float], test: bool, held: set[str]) -> None:
         source(random.Random(0), test)
 
 
-FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "optim.compile", "sample.max_rows")     # cost, never the result
+FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "optim.compile", "sample.max_rows")     # cost, not the result but for rounding
 
 
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
-from r1.context import SCORES, SHORT
+from r1.context import SCORES, SHORT, chunk
 from r1.model import ModelConfig, at_once
 
 SLACK, LIBRARIES = 1.2, 260e6
@@ -52,10 +52,10 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
         phases["update"] = held | update
     if isinstance(stage, (GRPO, Reject)):
         whole = {"weights gathered": 4 * P} if ranks > 1 else {}
-        phases["sampling"] = held | whole | sample(m, stage.sample, stage.problems, stage.group, prompt, ranks, o.bf16 if o else stage.bf16)
+        phases["sampling"] = held | whole | sample(m, stage.sample, stage.problems, stage.group, prompt, ranks, o.bf16 if o else stage.bf16, cpu)
     if evaluate and evaluate.domains and not isinstance(stage, Reject):
         alone = {"libraries": held["libraries"], "weights": 4 * P}
-        phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16)
+        phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16, cpu)
     return phases
 
 
@@ -90,11 +90,11 @@ def activations(m: ModelConfig, o, tokens: int, length: int, learned: float, cpu
     return {"activations": slack * kept * tokens + (passing if cpu else max(0, passing - logits)), "logits": logits}     # on a GPU one after the other
 
 
-def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ranks: int, bf16: bool) -> dict[str, float]:
+def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ranks: int, bf16: bool, cpu: bool) -> dict[str, float]:
     """The copy of the weights that is laid out, keys and values of all rows, the draw."""
     rows, b = min(s.max_rows, -(-problems // ranks) * group), 2 if bf16 else 4
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
-    cache = column * (rows * s.max_new_tokens * 2 + -(-rows // group) * prompt)      # when rows leave, the others move to a new one
+    cache = column * (rows * max(2 * s.max_new_tokens, chunk("cpu" if cpu else "cuda")) + -(-rows // group) * prompt)      # when rows leave, the others move to a new one
     P = parameters(m)
     return {"weights laid out": b * P, "keys and values": cache, "draw": 16 * rows * m.vocab_size}
 

@@ -185,11 +185,11 @@ def deal(examples: list[Example], micro_tokens: int) -> list[list[Example]]:
 
 # ---- models and tensors ------------------------------------------------------------------------
 
-def shard(model: nn.Module, bf16: bool = False, recompute: bool = False, compile: bool = False) -> nn.Module:
+def shard(model: nn.Module, bf16: bool = False, recompute: bool = False, compiled: bool = False) -> nn.Module:
     """The model with its weights in shards (FSDP2), before the optimiser is made. fp32 stays what is stored,
     reduced and optimised; with `bf16` it is gathered and run in bfloat16. On one rank autocast runs the matrix products in it."""
     model.recompute = recompute
-    if compile:
+    if compiled:
         graph.compile_layers(model)
     if not _store:
         model.bf16 = bf16

@@ -1,5 +1,6 @@
 """One optimiser step: the same for every way of splitting it, refused whole when a gradient is broken, in fp32."""
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,33 @@ def rl_loss(model):
         logp, _ = supervised_logprobs(model, b)
         return grpo_loss(logp, b.old_logp, b.adv, b.mask, b.w, 0.2, 0.2, b.old_logp, 0.05)
     return loss_fn
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize("adapters", [0, 4])
+def test_compiled_layers_are_the_layers(make_model, monkeypatch, adapters, recompute):
+    """As torch's compiler reads them, but for the code that it makes: rows with prompts shared, without, with adapters off, all in one process."""
+    from r1 import graph, lora
+    from r1.config import LoRA
+    real, found = torch.compile, []
+    monkeypatch.setattr(torch, "compile", lambda f, **about: real(f, backend="aot_eager", **about))
+    monkeypatch.setattr(graph, "compiled", lambda f: torch.compile(f, dynamic=True))
+    torch._dynamo.reset()
+    shared = [replace(e, ids=[7] * 5 + e.ids[5:]) for e in examples(seed=1) for _ in range(2) if len(e.ids) > 9]
+    for compiled in (False, True):
+        model = lora.adapt(make_model(), LoRA(rank=adapters), 0)
+        model.recompute = recompute
+        if compiled:
+            graph.compile_layers(model)
+        for rows in (examples(), shared, examples()[:1]):
+            with torch.no_grad(), lora.off(model):
+                off = supervised_logprobs(model, collate(rows))[0]
+            model.zero_grad()
+            loss, sums = rl_loss(model)(collate(rows))
+            loss.backward()
+            found.append([off, loss.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)])
+    for plain, other in zip(found[:3], found[3:], strict=True):
+        assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(plain, other, strict=True))
 
 
 def step(model, rows, loss_fn, micro_tokens, clip=math.inf, lr=1e-3):

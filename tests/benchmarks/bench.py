@@ -207,7 +207,6 @@ def cuda(folder: str, repeats: int) -> tuple[dict, str]:
         for rows in (1, 64, 256):
             ways = {"r1": {}, "transformers": {"new": 48}}                       # every step of theirs takes as long
             ways |= {"r1, without CUDA graphs": {"without": "CUDA graphs"}} if rows == 64 else {}
-            ways |= {"r1, compiled": {"compile": True}} if (name, rows) == ("0.5B", 64) else {}
             for who, more in ways.items():
                 measure(f"{name}, batch {rows}: {who}", "cuda_transformers" if who == "transformers" else "cuda_sampler", {"folder": f, "rows": rows, **more})
     for how in ("", ", optim.recompute", ", optim.compile"):
@@ -229,7 +228,7 @@ def cuda_table(found: dict) -> str:
             column = 4 * shape.num_hidden_layers * shape.num_key_value_heads * shape.head_dim        # bytes of keys and values
             limit = rows * middle(found["copy"], "tokens_per_second") / (2 * parameters(shape) + column * (rows * 64 + -(-rows // 8) * 128))
             rate, own = middle(runs, "tokens_per_second"), middle(found[f"{head}: r1"], "tokens_per_second")
-            mb = (4 * parameters(shape) + sum(sample(shape, Sample(128), -(-rows // 8), min(8, rows), 128, 1, True).values())) / 2 ** 20
+            mb = (4 * parameters(shape) + sum(sample(shape, Sample(128), -(-rows // 8), min(8, rows), 128, 1, True, False).values())) / 2 ** 20
             lines.append(f"| {name} | {rate:,.0f} | {rate / limit:.1%} | {'' if who == 'r1' else f'{own / rate:.1f}'} | {middle(runs, 'gpu_mb'):,.0f} | "
                          f"{'' if who == 'transformers' else f'{mb:,.0f}'} |")
     lines += ["", "| training in bf16 | tokens/s | TFLOP/s | of 989 (data sheet) | of one large product | GPU MB | planned |", "|---|---:|---:|---:|---:|---:|---:|"]

@@ -274,18 +274,15 @@ def trl_grpo(folder, dtype, new=128, recompute=False, **_) -> dict:
 
 # ---- on a CUDA device --------------------------------------------------------------------------
 
-def cuda_sampler(folder, rows=64, new=128, prompt=128, compile=False) -> dict:
+def cuda_sampler(folder, rows=64, new=128, prompt=128) -> dict:
     """`rows` samples, 8 at most of each prompt, in bf16."""
     import torch
 
     from r1.checkpoint import load_model
     from r1.config import Sample
-    from r1.graph import compile_layers
     from r1.sampler import generate
     model = load_model(folder, "cuda")
     model.bf16, group = True, min(8, rows)
-    if compile:
-        compile_layers(model)
     go = lambda n: sum(len(r.ids) for g in generate(model, random_prompts(rows // group, prompt), group, Sample(max_new_tokens=n), 0, [])  # noqa: E731
                        for r in g)
     go(8)
