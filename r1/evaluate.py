@@ -6,7 +6,6 @@ pass@1 is the mean over k, cons@k the majority vote; standard errors are over pr
 import json
 import math
 import time
-from collections import defaultdict
 from pathlib import Path
 
 import torch
@@ -87,13 +86,9 @@ def summary(groups: list[list[Scored]]) -> dict[str, float]:
 
 def split(groups: list[list[Scored]]) -> dict[str, dict]:
     """The same figures by task, by task and level, and by language."""
-    parts: dict[str, dict[str, list]] = {"by_task": defaultdict(list), "by_level": defaultdict(list), "by_lang": defaultdict(list)}
-    for g in groups:
-        p = g[0].problem
-        parts["by_task"][p.task].append(g)
-        parts["by_level"][f"{p.task}:{p.level}"].append(g)
-        parts["by_lang"][p.lang].append(g)
-    return {name: {key: summary(part[key]) for key in sorted(part)} for name, part in parts.items()}
+    parts = {"by_task": lambda p: p.task, "by_level": lambda p: f"{p.task}:{p.level}", "by_lang": lambda p: p.lang}
+    return {name: {key: summary([g for g in groups if of(g[0].problem) == key]) for key in sorted({of(g[0].problem) for g in groups})}
+            for name, of in parts.items()}
 
 
 def pass_at(right: list[float], k: int) -> float:
