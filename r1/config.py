@@ -193,7 +193,14 @@ def parse(raw: dict, file: str, overrides: list[str] = ()) -> Config:
             raise UserError(f"{text!r} is no override: write key=value, e.g. zero.steps=10")
         _set(raw, key, read_yaml(value, f"command line: {key}"), "command line")
     config = build(Config, {k: v for k, v in raw.items() if k != "stages"}, file, "")
-    config.stages = _stages(raw.get("stages", []), file)
+    if not isinstance(listed := raw.get("stages", []), list):
+        raise UserError(f"{file}: stages must be a list, found {listed!r}")
+    for i, item in enumerate(listed):
+        known = item if isinstance(item, dict) else {}
+        name, kind = str(known.get("name", f"stages[{i}]")), str(known.get("kind"))
+        if kind not in KINDS:
+            raise UserError(f"{file}: {name} has the kind {kind!r}{nearest(kind, list(KINDS))}")
+        config.stages.append(build(KINDS[kind], item, file, name))
     check(config, file)
     return config
 
@@ -263,19 +270,6 @@ def _set(raw: dict, key: str, value: Any, where: str) -> None:
         at[part] = dict(at[part])          # YAML anchors share mappings: change this one alone
         at = at[part]
     at[parts[-1]] = value
-
-
-def _stages(raw: Any, file: str) -> list[Stage]:
-    if not isinstance(raw, list):
-        raise UserError(f"{file}: stages must be a list, found {raw!r}")
-    out = []
-    for i, item in enumerate(raw):
-        known = item if isinstance(item, dict) else {}
-        name, kind = str(known.get("name", f"stages[{i}]")), str(known.get("kind"))
-        if kind not in KINDS:
-            raise UserError(f"{file}: {name} has the kind {kind!r}{nearest(kind, list(KINDS))}")
-        out.append(build(KINDS[kind], item, file, name))
-    return out
 
 
 to_dict = dataclasses.asdict
