@@ -157,16 +157,10 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
             check_weights(s.reward, bool(s.reward_function))
             if s.reward_function:
                 load_reward(s.reward_function)
-        if isinstance(s, (cfgs.GRPO, cfgs.Reject)):
-            try_sources({**s.data, **getattr(s, "others", {})}, False, held)
-    for mix in cfg.evaluate.domains.values():
-        try_sources(mix, True, set())
-
-
-def try_sources(mix: dict[str, float], test: bool, held: set[str]) -> None:
-    """Every source must open and have a problem on this side of the split."""
-    for _, source in open_sources(mix, held):
-        source(random.Random(0), test)
+    mixes = [({**s.data, **getattr(s, "others", {})}, False, held) for s in stages if isinstance(s, (cfgs.GRPO, cfgs.Reject))]
+    for mix, test, known in mixes + [(mix, True, set()) for mix in cfg.evaluate.domains.values()]:
+        for _, source in open_sources(mix, known):
+            source(random.Random(0), test)                 # it must open, and have a problem on this side of the split
 
 
 FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "optim.compile", "sample.max_rows")     # cost, not the result but for rounding
