@@ -149,12 +149,10 @@ def describe(groups: list[list[Scored]], adv: torch.Tensor) -> dict[str, float]:
     flat = [s for g in groups for s in g]
     mean = lambda values: sum(values) / len(values) if values else 0.0  # noqa: E731
     length = lambda right: mean([len(s.rollout.ids) for s in flat if s.score.parts["accuracy"] == right])  # noqa: E731
-    out = {"reward": mean([s.score.total for s in flat])}
-    out |= {part: mean([s.score.parts[part] for s in flat]) for part in flat[0].score.parts}
-    out |= {"length": mean([len(s.rollout.ids) for s in flat]), "length_right": length(1.0), "length_wrong": length(0.0),
+    return {"reward": mean([s.score.total for s in flat]),
+            **{part: mean([s.score.parts[part] for s in flat]) for part in flat[0].score.parts},
+            "length": mean([len(s.rollout.ids) for s in flat]), "length_right": length(1.0), "length_wrong": length(0.0),
             "reflections": mean([reflections(s.text) for s in flat]), "truncated": mean([s.rollout.finish == "length" for s in flat]),
             "flat_groups": float((adv == 0).all(dim=1).double().mean()), "advantage": float(adv.abs().mean()),
-            "sampled_tokens": sum(len(s.rollout.ids) for s in flat)}
-    for reason in sorted({s.score.reason for s in flat}):
-        out[f"reason/{reason}"] = mean([s.score.reason == reason for s in flat])
-    return out
+            "sampled_tokens": sum(len(s.rollout.ids) for s in flat),
+            **{f"reason/{reason}": mean([s.score.reason == reason for s in flat]) for reason in sorted({s.score.reason for s in flat})}}
