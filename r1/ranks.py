@@ -231,9 +231,7 @@ def replicated(t: Tensor) -> Tensor:
 
 def local(t: Tensor) -> Tensor:
     """The rows that this rank holds of a sharded tensor."""
-    if not hasattr(t, "redistribute"):
-        return t
-    return t.redistribute(placements=_placements()).to_local()
+    return t.redistribute(placements=_placements()).to_local() if hasattr(t, "redistribute") else t
 
 
 def like(t: Tensor, rows: Tensor) -> Tensor:
