@@ -125,9 +125,9 @@ def countdown(rng: random.Random, numbers: int) -> Problem:
     return Problem("countdown", f"countdown:{given}={values[0]}", ask, {"numbers": given, "target": values[0]}, "countdown", level=numbers)
 
 
-def shared(text: str, known: set[str], n: int = 10) -> bool:
-    """Whether a text shares a run of n words with a set of them: the paper's rule for what training data must not hold (v2, D.1)."""
-    return not known.isdisjoint(grams(text, n))
+def shared(text: str, known: set[str]) -> bool:
+    """Whether a text shares a run of ten words with a set of them: the paper's rule for what training data must not hold (v2, D.1)."""
+    return not known.isdisjoint(grams(text))
 
 
 def grams(text: str, n: int = 10) -> list[str]:

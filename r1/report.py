@@ -202,7 +202,7 @@ def markdown(root: Path, run: dict) -> str:
 def page(root: Path, run: dict) -> str:
     """The whole report as one HTML document."""
     counts = counts_rows(root, run)
-    made = [("stages", "Stages", stages_html(run)), ("zero", "R1-Zero", zero_html(root, run)),
+    made = [("stages", "Stages", stages_html(run)), ("zero", "R1-Zero", zero_html(root)),
             ("tasks", "By task", tasks_html(run)), ("sampling", "Rejection sampling", counts and html_table(COUNTS_HEAD, counts)),
             ("curves", "Curves", curves_html(root, run)), ("samples", "Samples", samples_html(root, run))]
     made = [m for m in made if m[2]]
@@ -225,7 +225,7 @@ def stages_html(run: dict) -> str:
             f"error over problems. {h(PAPER_NOTE) if in_paper(run) else ''}</p>" + (f'<ul class="note">{changes}</ul>' if changes else ""))
 
 
-def zero_html(root: Path, run: dict) -> str:
+def zero_html(root: Path) -> str:
     """The picture of the paper: accuracy and length over the steps of R1-Zero."""
     rows = list(read_lines(root / "zero" / "metrics.jsonl"))
     if not any("accuracy" in m for m in rows):
