@@ -223,10 +223,7 @@ def whole(t: Tensor) -> Tensor:
 
 def replicated(t: Tensor) -> Tensor:
     """A sharded tensor whose every rank holds all of it: what is computed from it needs no more words."""
-    if not hasattr(t, "redistribute"):
-        return t
-    from torch.distributed.tensor import Replicate
-    return t.redistribute(placements=[Replicate()] * t.device_mesh.ndim)
+    return t.redistribute(placements=_placements(0)) if hasattr(t, "redistribute") else t
 
 
 def local(t: Tensor) -> Tensor:
@@ -242,9 +239,10 @@ def like(t: Tensor, rows: Tensor) -> Tensor:
     return DTensor.from_local(rows, t.device_mesh, _placements(), shape=t.shape, stride=t.stride())
 
 
-def _placements() -> list:
+def _placements(cut: int = 1) -> list:
+    """On the mesh's dimensions: copies, and on the last `cut` of them rows."""
     from torch.distributed.tensor import Replicate, Shard
-    return [Replicate()] * (_mesh.ndim - 1) + [Shard(0)]
+    return [Replicate()] * (_mesh.ndim - cut) + [Shard(0)] * cut
 
 
 def part() -> tuple[int, int, bool]:
