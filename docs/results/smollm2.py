@@ -32,8 +32,9 @@ def collect(root: Path) -> None:
             found = {"eval": json.loads((stage / "eval.json").read_text())}
             kinds = defaultdict(list)
             for row in map(json.loads, (stage / "eval_samples.jsonl").read_text().splitlines()):
-                about = row["answer"]["entry"]["metadata"]
-                kinds[f"{about['num_terms']} terms of {about['num_digits']} digit{'s' * (about['num_digits'] > 1)}"].append(row["parts"]["accuracy"])
+                about = row["answer"]["entry"]
+                kinds[f"{about['metadata']['num_terms']} terms, {('one digit', 'two digits')[about['metadata']['num_digits'] - 1]}, "
+                      f"{'below zero' if int(about['answer']) < 0 else 'zero or more'}"].append(row["parts"]["accuracy"])
             found["kinds"] = {k: [len(v), statistics.mean(v)] for k, v in sorted(kinds.items())}
         if (stage / "done.json").is_file():
             found["done"] = json.loads((stage / "done.json").read_text())
@@ -56,13 +57,14 @@ def gain(a: dict, b: dict) -> str:
 
 
 def stages() -> str:
-    rows, start = [], load("start_shots")["eval"]["sums"]
+    rows, start = [], load("start_shots")["eval"]["single"]
     for name, what in NAMES.items():
         if found := load(name):
-            e, done = found["eval"]["sums"], found.get("done", {}).get("seconds", 0) * ("metrics" in found)
+            e, done = found["eval"]["single"], found.get("done", {}).get("seconds", 0) * ("metrics" in found)
             rows.append([name, what, f"{100 * e['pass@1']:.1f} ± {100 * e['se']:.1f}", gain(start, e) if name not in ("start", "start_shots") else "",
-                         f"{100 * e['cons@4']:.0f}", f"{100 * e['format']:.0f}", f"{e['length']:.0f}", f"{done / 60:.0f}" if done else ""])
-    return markdown_table(["stage", "what it is", "right, %", "points over start_shots", "majority of 4, %", "in the form, %", "tokens", "minutes"], rows) + "\n"
+                         f"{100 * e['format']:.0f}", f"{e['length']:.0f}", f"{100 * found['eval']['double']['pass@1']:.1f}" if "double" in found["eval"] else "",
+                         f"{done / 60:.0f}" if done else ""])
+    return markdown_table(["stage", "what it is", "right, %", "points over start_shots", "in the form, %", "tokens", "two digits: right, %", "minutes"], rows) + "\n"
 
 
 def kinds() -> str:
