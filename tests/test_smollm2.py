@@ -130,7 +130,7 @@ def test_smollm2(tmp_path):
         pytest.skip(str(e))
     (tmp_path / "reward.py").write_text(LONGER_IS_BETTER)
     run = tmp_path / "run"
-    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=1", "cold.problems=24", "sft.epochs=1", "rl.steps=1", "rl.snapshots=0",
+    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=1", "cold2.problems=24", "cold3.problems=16", "sft.epochs=1", "rl.steps=1", "rl.snapshots=0",
                     "traces.problems=8", "traces.keep_wrong=true", "student.epochs=1",
                     "rl.problems=2", "rl.group=2", "rl.sample.max_new_tokens=16", "evaluate.problems=2",
                     "evaluate.sample.max_new_tokens=48", "rl.reward.custom=1.0",

@@ -18,13 +18,13 @@ from r1.report import markdown_table
 DATA, DOC, COMMAND = HERE / "smollm2", HERE.parents[1] / "docs/smollm2.md", "python docs/results/smollm2.py"
 NAMES = {"start": "as it comes, asked by its chat template", "start_shots": "with two worked examples before the question",
          "start_shots_t1": "the same at temperature 1", "sft": "cold start: fine-tuned on its own right answers",
-         "rl/step50": "GRPO, 50 steps", "rl/step100": "GRPO, 100 steps", "rl": "**GRPO, to the end**", "rl_t1": "the same at temperature 1",
+         "rl/step30": "GRPO, 30 steps", "rl": "**GRPO, to the end**", "rl_t1": "the same at temperature 1",
          "student": "the base, fine-tuned on GRPO's traces instead"}
 METRICS = "step reward accuracy format length flat_groups entropy grad_norm time_sample time_update sampled_tokens trained_tokens right sampled kept problems loss".split()
 
 
 def collect(root: Path) -> None:
-    for name in (*NAMES, "cold", "traces"):
+    for name in (*NAMES, "cold2", "cold3", "traces"):
         stage, found = root / name, {}
         if not (stage / "eval.json").is_file() and not (stage / "done.json").is_file():
             continue
@@ -74,7 +74,7 @@ def kinds() -> str:
 
 
 def time() -> str:
-    spent = {n: load(n).get("done", {}).get("seconds", 0) / 60 for n in ("cold", "sft", "rl")}
+    spent = {n: load(n).get("done", {}).get("seconds", 0) / 60 for n in ("cold2", "cold3", "sft", "rl")}
     total = sum(spent.values())
     return f"{total:.0f} minutes to the end of GRPO: " + ", ".join(f"{n} {m:.0f}" for n, m in spent.items()) + f" ({load('rl')['done']['threads']} threads)\n"
 
