@@ -18,7 +18,7 @@ from r1.report import markdown_table
 DATA, DOC, COMMAND = HERE / "smollm2", HERE.parents[1] / "docs/smollm2.md", "python docs/results/smollm2.py"
 NAMES = {"start": "as it comes, asked by its chat template", "start_shots": "with two worked examples before the question",
          "start_shots_t1": "the same at temperature 1", "sft": "cold start: fine-tuned on its own right answers",
-         "rl/step30": "GRPO, 30 steps", "rl": "GRPO, 60 steps", "rl2": "**GRPO, 14 more, a little hotter**",
+         "rl/step30": "GRPO, 30 steps", "rl": "**GRPO, 60 steps**",
          "student": "the base, fine-tuned on GRPO's traces instead"}
 METRICS = "step reward accuracy format length flat_groups entropy grad_norm time_sample time_update sampled_tokens trained_tokens right sampled kept problems loss".split()
 
@@ -68,13 +68,13 @@ def stages() -> str:
 
 
 def kinds() -> str:
-    shown = [n for n in ("start_shots", "sft", "rl", "rl2", "student") if load(n)]
+    shown = [n for n in ("start_shots", "sft", "rl", "student") if load(n)]
     found = {n: load(n)["kinds"] for n in shown}
     return markdown_table(["", "answers", *shown], [[k, n, *(f"{100 * found[s][k][1]:.0f}%" for s in shown)] for k, (n, _) in found[shown[0]].items()]) + "\n"
 
 
 def time() -> str:
-    spent = {n: load(n).get("done", {}).get("seconds", 0) / 60 for n in ("cold2", "cold3", "sft", "rl", "rl2")}
+    spent = {n: load(n).get("done", {}).get("seconds", 0) / 60 for n in ("cold2", "cold3", "sft", "rl")}
     total = sum(spent.values())
     return f"{total:.0f} minutes to the end of GRPO: " + ", ".join(f"{n} {m:.0f}" for n, m in spent.items()) + f" ({load('rl')['done']['threads']} threads)\n"
 
@@ -83,8 +83,8 @@ def main() -> None:
     if sys.argv[1:2] == ["collect"]:
         collect(Path(sys.argv[2]))
     mean = lambda rows, i: statistics.mean(r["accuracy"] for r in rows[max(0, i - 9):i + 1])  # noqa: E731
-    rows = load("rl")["metrics"] + [{**r, "step": r["step"] + len(load("rl")["metrics"])} for r in load("rl2").get("metrics", [])]
-    (DATA / "rl.svg").write_text(line_chart({"training samples (temperature 1.1, then 1.2), mean of 10 steps": [(r["step"], mean(rows, i)) for i, r in enumerate(rows)]},
+    rows = load("rl")["metrics"]
+    (DATA / "rl.svg").write_text(line_chart({"training samples at temperature 1.1, mean of 10 steps": [(r["step"], mean(rows, i)) for i, r in enumerate(rows)]},
                                             "SmolLM2-135M learns sums by GRPO", "share right"))
     put(DOC, f"{COMMAND} (stages)", stages())
     put(DOC, f"{COMMAND} (kinds)", kinds())
