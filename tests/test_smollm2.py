@@ -12,6 +12,7 @@ import torch
 
 from r1 import config, pipeline, tasks, world
 from r1.checkpoint import load_model
+from r1.files import load_json
 from r1.gguf import find_gguf
 from r1.hf_config import eos_ids
 from r1.runtime import Folder
@@ -118,6 +119,14 @@ def test_reasoning_gym_sources_that_are_refused(name, words):
 
 
 # ---- the real model ----------------------------------------------------------------------------
+
+def test_the_tables_are_those_of_the_committed_results():
+    sys.path.insert(0, str(ROOT / "docs/results"))
+    import smollm2
+    text = (ROOT / "docs/smollm2.md").read_text(encoding="utf-8")
+    assert all(table in text for table in (smollm2.stages(), smollm2.kinds(), smollm2.time()))
+    assert load_json(ROOT / "docs/results/smollm2/traces.json")["metrics"][0]["kept"] == 184
+
 
 @pytest.mark.slow
 def test_smollm2(tmp_path):
