@@ -47,6 +47,13 @@ def test_what_a_later_stage_would_fail_on_is_said_before_the_first(tmp_path, ove
     assert not (tmp_path / "out").exists()
 
 
+def test_compiled_layers_are_refused_where_they_were_not_tried(tmp_path):
+    file = tmp_path / "mini.yaml"
+    file.write_text(MINI.format(out=tmp_path / "out"))
+    with pytest.raises(UserError, match="dev2: optim.compile is for one GPU"):
+        pipeline.run(config.load(file, ["dev2.optim.compile=true", "device=cpu"]))
+
+
 def test_overrides_stand_on_either_side_of_the_flags(run):
     file, out = run
     for args in ((file, "--only", "base", f"out={out}"), ("--only=base", file, f"out={out}"), (file, f"out={out}", "--list")):
