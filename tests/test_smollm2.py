@@ -147,10 +147,10 @@ def test_smollm2(tmp_path):
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     assert peak < 6e9
     [metrics] = lines(run / "rl/metrics.jsonl")
-    assert 0 <= metrics["gap"] < 1e-3 and metrics["trained_tokens"] > 0 and metrics["length"] <= 16
+    assert 0 <= metrics["gap"] < 0.1 and metrics["trained_tokens"] > 0 and metrics["length"] <= 16      # bf16, and hot
     assert len(lines(run / "rl/samples.jsonl")) == 4
     report = (run / "report.html").read_text(encoding="utf-8")
-    assert "chain_sum" in report and "Mean response length" in report and "Samples" in report
+    assert "chain_sum" in report and "Curves" in report and "Samples" in report
     answers = lines(run / "rl/eval_samples.jsonl")
     assert any(a["finish"] == "eos" for a in answers) and not any("<|im_end|>" in a["completion"] for a in answers)
     for shots in config.load(ROOT / "configs/smollm2.yaml").templates.values():
