@@ -14,9 +14,9 @@ SCORES = 2 ** 24      # numbers that plain products may keep for the backward of
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
 
 
-def chunk(device) -> int:
+def chunk(cpu: bool) -> int:
     """Columns that a cache grows by: on a GPU growing costs more, because steps are recorded anew, than reading columns that are empty."""
-    return 32 if torch.device(device).type == "cpu" else 256
+    return 32 if cpu else 256
 
 
 class Causal:
@@ -184,7 +184,7 @@ class KVCache(Causal):
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
         if (end := self.length + T) > self.k.shape[3]:
-            more = (0, 0, 0, end + max(chunk(device), end // 16) - self.k.shape[3])
+            more = (0, 0, 0, end + max(chunk(device.type == "cpu"), end // 16) - self.k.shape[3])
             self.k = F.pad(self.k, more)                          # one after the other: each is twice there meanwhile
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)

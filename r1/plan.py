@@ -94,7 +94,7 @@ def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ra
     """The copy of the weights that is laid out, keys and values of all rows, the draw."""
     rows, b = min(s.max_rows, -(-problems // ranks) * group), 2 if bf16 else 4
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
-    cache = column * (rows * max(2 * s.max_new_tokens, chunk("cpu" if cpu else "cuda")) + -(-rows // group) * prompt)      # when rows leave, the others move to a new one
+    cache = column * (rows * max(2 * s.max_new_tokens, chunk(cpu)) + -(-rows // group) * prompt)      # when rows leave, the others move to a new one
     P = parameters(m)
     return {"weights laid out": b * P, "keys and values": cache, "draw": 16 * rows * m.vocab_size}
 

@@ -144,7 +144,7 @@ def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], en
         of, last = of + [new + sum(len(u) for _, u in read)], last + [first[new]]
         read = read + [(fresh, at(np.arange(len(asked))))]
         own = own or [(fresh, at(np.arange(0)))]
-    return KVCache.join(model.cfg, own, len(enter), chunk(device)).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
+    return KVCache.join(model.cfg, own, len(enter), chunk(device.type == "cpu")).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
