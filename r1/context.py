@@ -171,6 +171,9 @@ class KVCache(Causal):
         self.to_grid = (grid[:, None] * K + head[:, None]).flatten()                    # (U K G) row and head at each place
         self.to_rows = ((of[:, None] * K + head) * G + nth[:, None]).flatten()          # (B K) the place of each row and head
         self.prompts, self.of = prompts, of
+        U, P = prompts.k.shape[1], prompts.k.shape[3]
+        seen = torch.arange(P, device=of.device) >= prompts.start[:, None, None, None]  # (U, 1, 1, P)
+        self.mask_prompts = added(seen.expand(U, K, 1, P).flatten(0, 1), prompts.k.dtype)
         self.offset = prompts.length - prompts.start[of] - self.start
         self.ahead = int(self.offset.max())
         return self
@@ -193,10 +196,10 @@ class KVCache(Causal):
             return (column + self.offset[:, None]).clamp(min=0)
         seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
         seen |= key == column[:, None]                            # padding sees itself: no empty softmax row
-        if self.prompts is not None:
-            prompt = torch.arange(self.prompts.k.shape[3], device=device) >= self.prompts.start[:, None]
-            seen = torch.cat((prompt[self.of, None], seen), dim=-1)                     # (B, 1, P + S)
-        self.mask = added(seen[:, None], torch.promote_types(self.k.dtype, torch.float32))
+        B, K, S = self.k.shape[1:4]
+        if T == 1:
+            seen = seen[:, None].expand(B, K, 1, S).flatten(0, 1)
+        self.mask = added(seen if T == 1 else seen[:, None], self.k.dtype)              # (B K, 1, S), or (B, 1, T, S) to read a prompt
         return (column + self.offset[:, None]).clamp(min=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -210,19 +213,22 @@ class KVCache(Causal):
                 out[b:b + 1, n:] = sdpa(q[b:b + 1, n:], k[b:b + 1, n:], v[b:b + 1, n:])
             return out
         k, v = self.k[layer], self.v[layer]                                             # (B, K, S, D)
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if self.prompts is None else self._attend_one(layer, q, k, v)
+        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if q.shape[1] > 1 else self._attend_one(layer, q, k, v)
 
     def _attend_one(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """The scale and the mask are a part of the product, because at this size every operation costs as much as one."""
         B, K, S, D = k.shape
-        q = (q.to(k.dtype) * D ** -0.5).view(B, K, -1, D)         # (B, K, R, D): a key head's queries as positions of one head
-        scores = q @ k.transpose(-1, -2)                                                # (B, K, R, S)
-        pk, pv = self.prompts.k[layer], self.prompts.v[layer]                           # (U, K, P, D)
-        U, _, P, _ = pk.shape
-        grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(U, K, -1, t.shape[-1])      # -> (U, K, G R, _)  # noqa: E731
-        rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B, K, -1, t.shape[-1])      # and back  # noqa: E731
-        scores = torch.cat((rows(grid(q) @ pk.transpose(-1, -2)), scores), dim=-1)      # (B, K, R, P + S)
-        p = (scores + self.mask).softmax(-1).to(v.dtype)
-        return (rows(grid(p[..., :P]) @ pv) + p[..., P:] @ v).view(B, 1, -1, D)
+        score = lambda mask, q, k: torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=D ** -0.5)  # noqa: E731
+        q = q.to(k.dtype).reshape(B * K, -1, D)                   # (B K, R, D): a key head's queries as positions of one head
+        scores, v = score(self.mask, q, k), v.flatten(0, 1)                             # (B K, R, S), (B K, S, D)
+        if self.prompts is None:
+            return (scores.softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
+        pk, pv = self.prompts.k[layer], self.prompts.v[layer].flatten(0, 1)             # (U, K, P, D), (U K, P, D)
+        P = pk.shape[2]
+        grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
+        rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B * K, -1, t.shape[-1])      # and back  # noqa: E731
+        p = torch.cat((rows(score(self.mask_prompts, grid(q), pk)), scores), dim=-1).softmax(-1).to(v.dtype)      # (B K, R, P + S)
+        return torch.baddbmm(rows(grid(p[..., :P]) @ pv), p[..., P:], v).view(B, 1, -1, D)
 
     def advance(self, T: int) -> None:
         self.length += T

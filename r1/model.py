@@ -85,12 +85,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
-def linear(x: Tensor, ready: tuple[Tensor, Tensor | None] | None, *layers: nn.Linear) -> Tensor:
+def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
     """All layers of x, their outputs beside each other, as one product; by what `lay_out` has made of them where there is that."""
     if ready is not None:
-        weight, bias = ready
-        product = F.linear if not weight.is_mkldnn else lambda *about: torch.ops.mkldnn._linear_pointwise(*about, "none", [], "")
-        return product(x.to(weight.dtype), weight, bias)
+        return ready(x)
     if len(layers) == 1:
         return layers[0](x)
     if not torch.is_autocast_enabled(x.device.type) or any(hasattr(layer, "merged") for layer in layers):        # one product would keep a copy of the weights for the backward
@@ -100,16 +98,17 @@ def linear(x: Tensor, ready: tuple[Tensor, Tensor | None] | None, *layers: nn.Li
     return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
 
-def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """Weights and biases of these layers for many forwards without a backward: cast once, and on x86 CPUs in the blocked order
-    that oneDNN computes in, which it would otherwise make anew in every call."""
+def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """The product with these layers for many forwards without a backward: weights and biases are cast once, and on x86 CPUs put in the
+    blocked order that oneDNN computes in, which it would otherwise make anew in every call."""
     weights = [(layer.merged() if hasattr(layer, "merged") else layer.weight).to(dtype) for layer in layers]
     weight = torch.cat(weights) if len(layers) > 1 else weights[0]
     bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
             dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
-        weight = torch.ops.mkldnn._reorder_linear_weight(weight)
-    return weight, bias
+        blocked, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
+        return lambda x: product(x.to(dtype), blocked, bias, "none", [], "")
+    return lambda x: F.linear(x.to(dtype), weight, bias)
 
 
 class Attention(nn.Module):

@@ -106,6 +106,9 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
                         f"which change the cost and not the result; then the same command continues") from e
+    except torch._dynamo.exc.BackendCompilerFailed as e:
+        raise UserError(f"{stage.name}: the layers cannot be compiled here ({str(e).splitlines()[0]}). On a CPU that needs a C++ compiler, g++ or clang++. Or leave "
+                        f"optim.compile out, which changes the cost and not the result; then the same command continues") from e
     ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
 
 
@@ -142,8 +145,8 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
     for s in stages:
         if ranks.world() > 1 and hasattr(s, "optim") and s.optim.offload:
             raise UserError(f"{s.name}: optim.offload is for one GPU; several share the moments as it is, so leave it out")
-        if hasattr(s, "optim") and s.optim.compile and (ranks.world() > 1 or pick_device(cfg.device) == "cpu"):
-            raise UserError(f"{s.name}: optim.compile is for one GPU (it has not been tried elsewhere); leave it out")
+        if hasattr(s, "optim") and s.optim.compile and ranks.world() > 1:
+            raise UserError(f"{s.name}: optim.compile has not been tried under torchrun; leave it out")
         if s.init and re.sub(r"/step\d+$", "", s.init) not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
                 not hub.is_id(s.init) or s.init.split("/")[0] in names):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")

@@ -38,23 +38,17 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
     return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53
 
 
-def draw(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
-    """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
-
-    By inverse CDF, first of blocks of tokens, then within one: a token of probability 0 is never drawn. Raises UserError for non-finite rows."""
-    token, logp = pick(logits, u, s)
-    _check(logp)
-    return token, logp
-
-
-def _check(logp: Tensor) -> None:
+def check(logp: Tensor) -> None:
     if not (fine := torch.isfinite(logp)).all():
         raise UserError(f"row {int((~fine).nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), "
                         f"or its weights are damaged")
 
 
 def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
-    """As `draw`, but without waiting for the device: rows that are not finite have a log-prob of nan."""
+    """Tokens (N,) and their log-probs (N,) under the distribution they are drawn from; logits (N, V), u (N,) float64.
+
+    By inverse CDF, first of blocks of tokens, then within one: a token of probability 0 is never drawn. It does not wait for the
+    device: rows that are not finite have a log-prob of nan (`check`)."""
     if s.temperature == 0:
         token = logits.argmax(dim=-1)
         return token, (logits.gather(-1, token[:, None])[:, 0] * 0).abs().double()     # nan if any of the row is not finite
@@ -130,21 +124,26 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
 
 
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
-    """The rows that are kept and, behind them, those that enter: of prompt r // n each, and every prompt read once."""
-    device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
+    """The rows that are kept and, behind them, those that enter: of prompt r // n each, and every prompt read once. A prompt's only
+    sample (n = 1) goes on in its cache."""
+    device, asked, shared = next(model.parameters()).device, sorted({r // n for r in enter}), n > 1
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
     own, read, of, last = [], [], [], []
     if keep.any():
         rows = at(np.flatnonzero(keep))
-        used, old = cache.of[rows].unique(return_inverse=True)
-        own, read, of, last = [(cache, rows)], [(cache.prompts, used)], [old], [logits[rows]]
+        own, last = [(cache, rows)], [logits[rows]]
+        if shared:
+            used, old = cache.of[rows].unique(return_inverse=True)
+            read, of = [(cache.prompts, used)], [old]
     if enter:
         fresh, first = _prefill(model, [prompts[q] for q in asked])
         new = at(np.searchsorted(asked, [r // n for r in enter]))
-        of, last = of + [new + sum(len(u) for _, u in read)], last + [first[new]]
-        read = read + [(fresh, at(np.arange(len(asked))))]
-        own = own or [(fresh, at(np.arange(0)))]
-    return KVCache.join(model.cfg, own, len(enter), chunk(device.type == "cpu")).behind(KVCache.join(model.cfg, read), torch.cat(of)), torch.cat(last)
+        last = last + [first[new]]
+        if shared:
+            of, read = of + [new + sum(len(u) for _, u in read)], read + [(fresh, at(np.arange(len(asked))))]
+        own = own + [(fresh, new if not shared else new[:0])]
+    joined = KVCache.join(model.cfg, own, len(enter) if shared else 0, chunk(device.type == "cpu"))
+    return joined.behind(KVCache.join(model.cfg, read), torch.cat(of)) if shared else joined, torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
@@ -167,7 +166,7 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
         token, logp = steps.draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device))
-        _check(logp := logp.cpu())
+        check(logp := logp.cpu())
         for j, (row, id, lp) in enumerate(zip(live, token.tolist(), logp.tolist(), strict=True)):
             if not keep[j]:
                 continue

@@ -1,11 +1,12 @@
 """What the scripts and the pipeline say and do when settings change, are wrong, or stand in another order."""
 import json
 import re
+import shutil
 
 import pytest
 from test_pipeline import MINI, run, script  # noqa: F401  (a fixture)
 
-from r1 import config, pipeline
+from r1 import config, pipeline, ranks
 from r1.types import UserError
 
 
@@ -18,7 +19,6 @@ def test_a_template_that_no_stage_uses_changes_nothing(run):
 
 def test_a_changed_evaluation_is_made_again_and_nothing_else(run, tmp_path):
     """The figures are those of the settings that the config names, on the models as they are."""
-    import shutil
     file, out = run
     copy = shutil.copytree(out, tmp_path / "copy")
     made = {p: p.read_bytes() for p in copy.glob("*/model/*")}
@@ -47,11 +47,22 @@ def test_what_a_later_stage_would_fail_on_is_said_before_the_first(tmp_path, ove
     assert not (tmp_path / "out").exists()
 
 
-def test_compiled_layers_are_refused_where_they_were_not_tried(tmp_path):
+def test_compiled_layers_are_refused_where_they_were_not_tried(tmp_path, monkeypatch):
     file = tmp_path / "mini.yaml"
     file.write_text(MINI.format(out=tmp_path / "out"))
-    with pytest.raises(UserError, match="dev2: optim.compile is for one GPU"):
+    monkeypatch.setattr(ranks, "world", lambda: 2)
+    with pytest.raises(UserError, match="dev2: optim.compile has not been tried under torchrun"):
         pipeline.run(config.load(file, ["dev2.optim.compile=true", "device=cpu"]))
+
+
+def test_layers_that_cannot_be_compiled_are_said_in_a_sentence_and_the_run_goes_on_without(run, tmp_path):
+    file, out = run
+    shutil.copytree(out, copy := tmp_path / "copy")
+    shutil.rmtree(copy / "dev2")
+    again = ["train.py", str(file), f"out={copy}", "--only", "dev2"]
+    done = script(*again, "dev2.optim.compile=true", CXX="no-such-compiler", TORCHINDUCTOR_CACHE_DIR=str(tmp_path / "cache"))
+    assert done.returncode == 2 and "dev2: the layers cannot be compiled here" in done.stderr and "C++ compiler" in done.stderr and "Traceback" not in done.stderr
+    assert script(*again).returncode == 0 and (copy / "dev2/model").is_dir()
 
 
 def test_overrides_stand_on_either_side_of_the_flags(run):

@@ -41,14 +41,14 @@ def rl_loss(model):
     return loss_fn
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("adapters", [0, 4])
-def test_compiled_layers_are_the_layers(make_model, monkeypatch, adapters, recompute):
-    """As torch's compiler reads them, but for the code that it makes: rows with prompts shared, without, with adapters off, all in one process."""
+@pytest.mark.parametrize("adapters, recompute, backend", [(0, False, "aot_eager"), (0, True, "aot_eager"), (4, False, "aot_eager"), (4, True, "aot_eager"),
+                                                          pytest.param(0, False, "inductor", marks=pytest.mark.slow)])
+def test_compiled_layers_are_the_layers(make_model, monkeypatch, adapters, recompute, backend):
+    """As torch's compiler reads them, and (slow, with a C++ compiler) as it writes them: rows with prompts shared, without, with adapters off, in one process."""
     from r1 import graph, lora
     from r1.config import LoRA
     real, found = torch.compile, []
-    monkeypatch.setattr(torch, "compile", lambda f, **about: real(f, backend="aot_eager", **about))
+    monkeypatch.setattr(torch, "compile", lambda f, **about: real(f, backend=backend, **about))
     monkeypatch.setattr(graph, "compiled", lambda f: torch.compile(f, dynamic=True))
     torch._dynamo.reset()
     shared = [replace(e, ids=[7] * 5 + e.ids[5:]) for e in examples(seed=1) for _ in range(2) if len(e.ids) > 9]

@@ -11,7 +11,7 @@ from r1.config import Sample
 from r1.data import collate
 from r1.context import KVCache
 from r1.optim import supervised_logprobs
-from r1.sampler import draw, generate, row_seed, truncate, uniform
+from r1.sampler import check, generate, pick, row_seed, truncate, uniform
 from r1.types import Example, UserError
 
 RNG = random.Random(0)
@@ -246,7 +246,7 @@ def grid(n):
 def test_draw_is_the_inverse_of_the_distribution_function():
     """Probabilities 1/8, 1/2, 3/8 over an even grid: exactly so many of each, with those log-probs."""
     logits = torch.tensor([1 / 8, 4 / 8, 3 / 8]).log().expand(800, 3)
-    token, logp = draw(logits, grid(800), Sample())
+    token, logp = pick(logits, grid(800), Sample())
     assert token.bincount().tolist() == [100, 400, 300] and (token.diff() >= 0).all()
     assert torch.allclose(logp.exp().float(), torch.tensor([1 / 8, 4 / 8, 3 / 8])[token])
 
@@ -256,7 +256,7 @@ def test_frequencies_follow_the_distribution():
     logits = torch.randn(8, generator=torch.Generator().manual_seed(3)) * 1.5
     N = 20_000
     u = uniform(np.array([row_seed(1, [4, 2], g) for g in range(N)], dtype=np.uint64), np.zeros(N))
-    token, _ = draw(logits.expand(N, 8), torch.from_numpy(u), Sample(temperature=0.7))
+    token, _ = pick(logits.expand(N, 8), torch.from_numpy(u), Sample(temperature=0.7))
     expected = (logits.double() / 0.7).softmax(-1) * N
     assert ((token.bincount(minlength=8) - expected) ** 2 / expected).sum() < 24.3
 
@@ -282,7 +282,7 @@ def test_a_token_of_probability_zero_is_never_drawn(s):
         logits[:, [0, 1, 38, 39]] = -math.inf
         logits[:, 20] = 0.0
         u = torch.cat([ends, torch.rand(50, generator=g, dtype=torch.float64)])
-        token, logp = draw(logits.expand(len(u), 40), u, s)
+        token, logp = pick(logits.expand(len(u), 40), u, s)
         p = truncate(logits / s.temperature, s).softmax(-1)[0]
         assert (p[token] > 0).all() and logp.isfinite().all()
 
@@ -308,7 +308,7 @@ def test_top_k_and_top_p_against_a_plain_loop(top_k, top_p):
     """The smallest set of mass top_p, within the top k, its probabilities renormalised."""
     logits = torch.randn(20, 30, generator=torch.Generator().manual_seed(2)) * 2
     p = truncate(logits, Sample(top_k=top_k, top_p=top_p)).softmax(-1)
-    token, logp = draw(logits, grid(20), Sample(top_k=top_k, top_p=top_p))
+    token, logp = pick(logits, grid(20), Sample(top_k=top_k, top_p=top_p))
     for row, mine, t, lp in zip(logits.double().tolist(), p, token.tolist(), logp.tolist(), strict=True):
         wanted = plain_truncation(row, top_k, top_p)
         assert set(mine.nonzero().flatten().tolist()) == set(wanted)
@@ -335,9 +335,9 @@ def test_logits_that_are_not_finite_are_an_error_with_the_row(bad, temperature):
     logits = torch.zeros(4, 6)
     logits[2, 5] = bad
     with pytest.raises(UserError, match="row 2: the model's logits are not finite"):
-        draw(logits, grid(4), Sample(temperature=temperature))
+        check(pick(logits, grid(4), Sample(temperature=temperature))[1])
     with pytest.raises(UserError, match="row 0"):
-        draw(torch.full((1, 6), -math.inf), grid(1), Sample(temperature=temperature))
+        check(pick(torch.full((1, 6), -math.inf), grid(1), Sample(temperature=temperature))[1])
 
 
 # ---- what sampling leaves behind ---------------------------------------------------------------

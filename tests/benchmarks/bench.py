@@ -111,10 +111,10 @@ def grpo(folder: str, repeats: int) -> tuple[dict, str]:
 def train(folder: str, repeats: int) -> tuple[dict, str]:
     about, cases, own = {"folder": model(Path(folder) / "m")}, [], {}
     for dtype in ("fp32", "bf16"):
-        for how, alone in (("prompts shared", False),) if dtype == "fp32" else (("prompts shared", False), ("every prompt its own", True)):
+        shared, more = {"prompts shared": {}}, {"prompts shared, optim.compile": {"compiled": True}, "every prompt its own": {"alone": True, "micro": 2048}}
+        for how, changes in {**shared, **(more if dtype == "bf16" else {})}.items():
             names = [f"r1, {dtype}, {how}", f"its matrix products alone, {dtype}, {how}"]
-            cases += [(names[0], "r1_train", {**about, "dtype": dtype, "alone": alone, "micro": 2048 if alone else 1536}),
-                      (names[1], "products", {**about, "dtype": dtype, "alone": alone})]
+            cases += [(names[0], "r1_train", {**about, "dtype": dtype, **changes}), (names[1], "products", {**about, "dtype": dtype, **changes})]
             own[names[1]] = names[0]
     found = rounds(cases, repeats)
     return found, table(found, own)

@@ -169,10 +169,11 @@ def completions(prompts=4, group=8, prompt=128, new=128) -> list:
                     [-5.0] * new) for p in random_prompts(prompts, prompt) for _ in range(group)]
 
 
-def r1_train(folder, dtype, micro=1536, recompute=False, alone=False) -> dict:
+def r1_train(folder, dtype, micro=1536, recompute=False, alone=False, compiled=False) -> dict:
     """Forward and backward of 32 completions; `alone`: every prompt its own, so that none is shared."""
     from dataclasses import replace
 
+    from r1 import graph
     from r1.checkpoint import load_model
     from r1.data import collate, micro_batches
     from r1.losses import grpo_loss
@@ -181,6 +182,8 @@ def r1_train(folder, dtype, micro=1536, recompute=False, alone=False) -> dict:
     keep_freed_memory()
     model = load_model(folder).train()
     model.bf16, model.recompute, examples = dtype == "bf16", recompute, completions()
+    if compiled:
+        graph.compile_layers(model)
     if alone:
         examples = [replace(e, ids=[i] + e.ids[1:]) for i, e in enumerate(examples)]
 
@@ -189,7 +192,7 @@ def r1_train(folder, dtype, micro=1536, recompute=False, alone=False) -> dict:
             b = collate(group)
             grpo_loss(supervised_logprobs(model, b)[0], None, b.adv, b.mask, b.w)[0].backward()
         return sum(len(e.ids) for e in examples)
-    go(examples[:8])
+    go(examples if compiled else examples[:8])
     return timed(lambda: go(examples))
 
 
