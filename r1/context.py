@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCORES = 2 ** 24      # numbers that plain products may keep for the backward of a layer
+READ = 2 ** 14       # tokens of prompts that are read at once
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
 
 

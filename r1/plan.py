@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
-from r1.context import SCORES, SHORT, chunk
+from r1.context import READ, SCORES, SHORT, chunk
 from r1.model import ModelConfig, at_once
 
 SLACK, LIBRARIES = 1.2, 260e6
@@ -94,9 +94,10 @@ def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ra
     """The copy of the weights that is laid out, keys and values of all rows, the draw."""
     rows, b = min(s.max_rows, -(-problems // ranks) * group), 2 if bf16 else 4
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
-    cache = column * (rows * max(2 * s.max_new_tokens, chunk(cpu)) + -(-rows // group) * prompt)      # when rows leave, the others move to a new one
-    P = parameters(m)
-    return {"weights laid out": b * P, "keys and values": cache, "draw": 16 * rows * m.vocab_size}
+    prompts = -(-rows // group) * prompt                     # tokens of them, which are read and then put beside each other: twice there
+    cache = column * (rows * max(2 * s.max_new_tokens, chunk(cpu)) + 2 * prompts)      # when rows leave, the others move to a new one
+    read = min(READ, prompts) * (4 * m.intermediate_size + 4 * m.hidden_size) * b + 8 * min(SCORES, m.num_attention_heads * prompts * prompt)
+    return {"weights laid out": b * parameters(m), "keys and values": cache, "draw": 16 * rows * m.vocab_size, "reading prompts": read}
 
 
 def available(device: str) -> float:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.context import KVCache, chunk
+from r1.context import READ, KVCache, chunk
 from r1.graph import Steps
 from r1.model import Transformer
 from r1.types import Rollout, UserError
@@ -136,12 +136,13 @@ def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], en
             used, old = cache.of[rows].unique(return_inverse=True)
             read, of = [(cache.prompts, used)], [old]
     if enter:
-        fresh, first = _prefill(model, [prompts[q] for q in asked])
-        new = at(np.searchsorted(asked, [r // n for r in enter]))
-        last = last + [first[new]]
+        once = max(1, READ // max(len(prompts[q]) for q in asked))
+        fresh, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
+        new, rows = at(np.searchsorted(asked, [r // n for r in enter])), [(c, at(np.arange(c.k.shape[1]))) for c in fresh]
+        last = last + [torch.cat(first)[new]]
         if shared:
-            of, read = of + [new + sum(len(u) for _, u in read)], read + [(fresh, at(np.arange(len(asked))))]
-        own = own + [(fresh, new if not shared else new[:0])]
+            of, read = of + [new + sum(len(u) for _, u in read)], read + rows
+        own = own + ([(fresh[0], new[:0])] if shared else rows)
     joined = KVCache.join(model.cfg, own, len(enter) if shared else 0, chunk(device.type == "cpu"))
     return joined.behind(KVCache.join(model.cfg, read), torch.cat(of)) if shared else joined, torch.cat(last)
 

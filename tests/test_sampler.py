@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1 import context
+from r1 import context, sampler
 from r1.config import Sample
 from r1.data import collate
 from r1.context import KVCache
@@ -111,6 +111,20 @@ def test_the_order_of_the_prompts_does_not_matter(model):
 @pytest.mark.parametrize("max_rows", [1, 3, 6, 7, 1000])
 def test_the_number_of_rows_decoded_at_once_does_not_matter(model, max_rows):
     assert ids(go(model, s=Sample(max_new_tokens=24, max_rows=max_rows))) == ids(go(model))
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("max_rows", [3, 1000])
+def test_prompts_read_in_pieces_are_prompts_read_at_once(model, monkeypatch, n, max_rows):
+    s = Sample(max_new_tokens=24, max_rows=max_rows)
+    whole = ids(go(model, n=n, s=s))
+    monkeypatch.setattr(sampler, "READ", 2 * max(map(len, PROMPTS)))
+    assert ids(go(model, n=n, s=s)) == whole
+
+
+def test_a_prompts_only_sample_is_the_first_of_its_group(model):
+    """It goes on in the cache of its prompt, where a group's rows stand behind it."""
+    assert ids(go(model, n=1)) == [g[:1] for g in ids(go(model, n=3))]
 
 
 def test_rows_that_leave_early_do_not_move_the_others(model):
