@@ -214,7 +214,7 @@ class KVCache(Causal):
                 out[b:b + 1, n:] = sdpa(q[b:b + 1, n:], k[b:b + 1, n:], v[b:b + 1, n:])
             return out
         k, v = self.k[layer], self.v[layer]                                             # (B, K, S, D)
-        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if q.shape[1] > 1 else self._attend_one(layer, q, k, v)
+        return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if q.shape[1] > 1 and self.prompts is None else self._attend_one(layer, q, k, v)
 
     def _attend_one(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The scale and the mask are a part of the product, because at this size every operation costs as much as one."""

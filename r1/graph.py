@@ -1,4 +1,4 @@
-"""What a GPU needs to be kept busy: decode steps recorded once and replayed by one launch, layers compiled.
+"""What keeps a GPU busy: decode steps recorded once and replayed by one launch, and layers compiled (on a CPU they can be, too).
 
 A decode step of a small model is over a thousand kernels of a few microseconds each, and launching them one by one takes five times as
 long as running them (an H100: docs/performance.md). What is recorded holds for one cache of one size: a new one is made after rows have changed or columns were added.

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -106,8 +107,11 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     except torch.OutOfMemoryError as e:
         raise UserError(f"{stage.name}: no memory is left on the GPU ({str(e).splitlines()[0]}). Lower sample.max_rows or optim.micro_tokens, or set optim.recompute=true, "
                         f"which change the cost and not the result; then the same command continues") from e
-    except torch._dynamo.exc.BackendCompilerFailed as e:
-        raise UserError(f"{stage.name}: the layers cannot be compiled here ({str(e).splitlines()[0]}). On a CPU that needs a C++ compiler, g++ or clang++. Or leave "
+    except RuntimeError as e:
+        compiler = sys.modules.get("torch._dynamo.exc")
+        if compiler is None or not isinstance(e, compiler.BackendCompilerFailed):
+            raise
+        raise UserError(f"{stage.name}: the layers cannot be compiled here ({str(e.inner_exception).splitlines()[0]}). On a CPU that needs a C++ compiler. Or leave "
                         f"optim.compile out, which changes the cost and not the result; then the same command continues") from e
     ranks.lead(lambda: (write_results(cfg, folder.root), write_report(folder.root)))
 

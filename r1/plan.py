@@ -96,7 +96,9 @@ def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ra
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
     prompts = -(-rows // group) * prompt                     # tokens of them, which are read and then put beside each other: twice there
     cache = column * (rows * max(2 * s.max_new_tokens, chunk(cpu)) + 2 * prompts)      # when rows leave, the others move to a new one
-    read = min(READ, prompts) * (4 * m.intermediate_size + 4 * m.hidden_size) * b + 8 * min(SCORES, m.num_attention_heads * prompts * prompt)
+    read = min(prompts, max(READ, prompt)) * 4 * (m.intermediate_size + m.hidden_size) * b
+    if cpu and prompt <= SHORT:
+        read += 8 * min(SCORES, m.num_attention_heads * prompts * prompt)
     return {"weights laid out": b * parameters(m), "keys and values": cache, "draw": 16 * rows * m.vocab_size, "reading prompts": read}
 
 

@@ -124,8 +124,8 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
 
 
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
-    """The rows that are kept and, behind them, those that enter: of prompt r // n each, and every prompt read once. A prompt's only
-    sample (n = 1) goes on in its cache."""
+    """The rows that are kept and, behind them, those that enter, in ascending order: of prompt r // n each, and every prompt read
+    once. A prompt's only sample (n = 1) goes on in its cache."""
     device, asked, shared = next(model.parameters()).device, sorted({r // n for r in enter}), n > 1
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
     own, read, of, last = [], [], [], []

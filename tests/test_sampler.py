@@ -116,10 +116,11 @@ def test_the_number_of_rows_decoded_at_once_does_not_matter(model, max_rows):
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("max_rows", [3, 1000])
 def test_prompts_read_in_pieces_are_prompts_read_at_once(model, monkeypatch, n, max_rows):
-    s = Sample(max_new_tokens=24, max_rows=max_rows)
-    whole = ids(go(model, n=n, s=s))
+    whole, read, real = ids(go(model, n=n)), [], sampler._prefill
     monkeypatch.setattr(sampler, "READ", 2 * max(map(len, PROMPTS)))
-    assert ids(go(model, n=n, s=s)) == whole
+    monkeypatch.setattr(sampler, "_prefill", lambda model, prompts: read.append(len(prompts)) or real(model, prompts))
+    assert ids(go(model, n=n, s=Sample(max_new_tokens=24, max_rows=max_rows))) == whole
+    assert max(read) <= 2 and sum(read) >= len(PROMPTS)
 
 
 def test_a_prompts_only_sample_is_the_first_of_its_group(model):
