@@ -90,7 +90,7 @@ def truncate(logits: Tensor, s: Sample) -> Tensor:
     return logits
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, seed: int, eos: Iterable[int],
              limits: list[int] | None = None, stop: Callable[[list[int]], bool] | None = None,
              on_token: Callable[[int, int, int], None] | None = None,
