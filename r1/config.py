@@ -41,7 +41,7 @@ class Optim:
     offload: bool = False              # moments wait in the host's memory, not the GPU's: 8 bytes less a weight, a little more time
     recompute: bool = False            # keep no activations inside a layer: less memory, a third more time
     bf16: bool = False                 # matrix products of the forward in bfloat16 (weights stay fp32)
-    compile: bool = False              # torch.compile of the layers, for training: a minute at the start, then a tenth faster on a CPU, more on a GPU
+    compile: bool = False              # torch.compile of the layers, for training: a minute at the start, then a little faster on a CPU, much on a GPU
 
 
 @dataclass
