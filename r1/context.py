@@ -172,15 +172,18 @@ class KVCache(Causal):
         self.to_grid = (grid[:, None] * K + head[:, None]).flatten()                    # (U K G) row and head at each place
         self.to_rows = ((of[:, None] * K + head) * G + nth[:, None]).flatten()          # (B K) the place of each row and head
         self.prompts, self.of = prompts, of
-        U, P = prompts.k.shape[1], prompts.k.shape[3]
-        seen = torch.arange(P, device=of.device) >= prompts.start[:, None, None, None]  # (U, 1, 1, P)
-        self.mask_prompts = added(seen.expand(U, K, 1, P).flatten(0, 1), prompts.k.dtype)
+        seen = torch.arange(prompts.k.shape[3], device=of.device) >= prompts.start[:, None, None, None]      # (U, 1, 1, P)
+        self.mask_prompts = self._by_head(added(seen, prompts.k.dtype))                 # (U K, 1, P)
         self.offset = prompts.length - prompts.start[of] - self.start
         self.ahead = int(self.offset.max())
         return self
 
     def reach(self, T: int) -> int:
         return self.length + T + self.ahead
+
+    def _by_head(self, mask: Tensor) -> Tensor:
+        """(B, 1, 1, S) -> (B K, 1, S), as `_attend_one` adds it."""
+        return mask.expand(-1, self.k.shape[2], -1, -1).flatten(0, 1)
 
     def _first(self, T: int) -> bool:
         return self.length == 0 and T > SHORT
@@ -197,10 +200,8 @@ class KVCache(Causal):
             return (column + self.offset[:, None]).clamp(min=0)
         seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
         seen |= key == column[:, None]                            # padding sees itself: no empty softmax row
-        B, K, S = self.k.shape[1:4]
-        if T == 1:
-            seen = seen[:, None].expand(B, K, 1, S).flatten(0, 1)
-        self.mask = added(seen if T == 1 else seen[:, None], self.k.dtype)              # (B K, 1, S), or (B, 1, T, S) to read a prompt
+        mask = added(seen[:, None], self.k.dtype)                                       # (B, 1, T, S)
+        self.mask = mask if T > 1 else self._by_head(mask)
         return (column + self.offset[:, None]).clamp(min=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

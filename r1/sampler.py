@@ -126,25 +126,24 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
     """The rows that are kept and, behind them, those that enter, in ascending order: of prompt r // n each, and every prompt read
     once. A prompt's only sample (n = 1) goes on in its cache."""
-    device, asked, shared = next(model.parameters()).device, sorted({r // n for r in enter}), n > 1
+    device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
-    own, read, of, last = [], [], [], []
-    if keep.any():
-        rows = at(np.flatnonzero(keep))
-        own, last = [(cache, rows)], [logits[rows]]
-        if shared:
-            used, old = cache.of[rows].unique(return_inverse=True)
-            read, of = [(cache.prompts, used)], [old]
+    kept, new, room = at(np.flatnonzero(keep)), at(np.arange(0)), chunk(device.type == "cpu")
+    own, last, fresh = ([(cache, kept)], [logits[kept]], []) if len(kept) else ([], [], [])
     if enter:
         once = max(1, READ // max(len(prompts[q]) for q in asked))
-        fresh, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
-        new, rows = at(np.searchsorted(asked, [r // n for r in enter])), [(c, at(np.arange(c.k.shape[1]))) for c in fresh]
-        last = last + [torch.cat(first)[new]]
-        if shared:
-            of, read = of + [new + sum(len(u) for _, u in read)], read + rows
-        own = own + ([(fresh[0], new[:0])] if shared else rows)
-    joined = KVCache.join(model.cfg, own, len(enter) if shared else 0, chunk(device.type == "cpu"))
-    return joined.behind(KVCache.join(model.cfg, read), torch.cat(of)) if shared else joined, torch.cat(last)
+        caches, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
+        fresh, new = [(c, at(np.arange(c.k.shape[1]))) for c in caches], at(np.searchsorted(asked, [r // n for r in enter]))
+        last.append(torch.cat(first)[new])
+    if n == 1:
+        return KVCache.join(model.cfg, own + fresh, room=room), torch.cat(last)
+    of, read = [], []
+    if own:
+        used, old = cache.of[kept].unique(return_inverse=True)
+        of, read = [old], [(cache.prompts, used)]
+    of.append(new + sum(len(u) for _, u in read))
+    rows = KVCache.join(model.cfg, own or [(caches[0], new[:0])], len(enter), room)
+    return rows.behind(KVCache.join(model.cfg, read + fresh), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:

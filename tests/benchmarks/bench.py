@@ -110,12 +110,11 @@ def grpo(folder: str, repeats: int) -> tuple[dict, str]:
 
 def train(folder: str, repeats: int) -> tuple[dict, str]:
     about, cases, own = {"folder": model(Path(folder) / "m")}, [], {}
-    for dtype in ("fp32", "bf16"):
-        shared, more = {"prompts shared": {}}, {"prompts shared, optim.compile": {"compiled": True}, "every prompt its own": {"alone": True, "micro": 2048}}
-        for how, changes in {**shared, **(more if dtype == "bf16" else {})}.items():
-            names = [f"r1, {dtype}, {how}", f"its matrix products alone, {dtype}, {how}"]
-            cases += [(names[0], "r1_train", {**about, "dtype": dtype, **changes}), (names[1], "products", {**about, "dtype": dtype, **changes})]
-            own[names[1]] = names[0]
+    for dtype, how, changes in (("fp32", "prompts shared", {}), ("bf16", "prompts shared", {}), ("bf16", "prompts shared, optim.compile", {"compiled": True}),
+                                ("bf16", "every prompt its own", {"alone": True, "micro": 2048})):
+        names = [f"r1, {dtype}, {how}", f"its matrix products alone, {dtype}, {how}"]
+        cases += [(names[0], "r1_train", {**about, "dtype": dtype, **changes}), (names[1], "products", {**about, "dtype": dtype, **changes})]
+        own[names[1]] = names[0]
     found = rounds(cases, repeats)
     return found, table(found, own)
 
