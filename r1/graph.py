@@ -60,10 +60,20 @@ class Recorded:
         return self.out
 
 
+def on_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
+    """Copies, and what waits until they are whole: a GPU may be given more to do before."""
+    copies = [t.to("cpu", non_blocking=True) for t in tensors]
+    if tensors[0].device.type != "cuda":
+        return copies, lambda: None
+    done = torch.cuda.Event()
+    done.record()
+    return copies, done.synchronize
+
+
 @cache
 def compiled(f: Callable) -> Callable:
-    """torch.compile of a function, once per process, for tensors of any size."""
-    return torch.compile(f, dynamic=True)
+    """torch.compile of a function, once per process: what does not change from call to call, as the vocabulary's size, is a constant in it."""
+    return torch.compile(f)
 
 
 def compile_layers(model: Transformer) -> None:

@@ -9,48 +9,100 @@ How tokens are averaged is data (`token_weight`), made from global counts before
 micro-batches, so every loss here is a plain weighted sum and its gradient knows no batch size.
 """
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def token_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Log-probability (N,) of each target under softmax(logits (N, V) / temperature), and the entropy (N,) of each distribution in
-    nats, without gradient; both in float32. Logits are divided by the sampling temperature: the trainer's distribution is the sampler's."""
-    return _Read.apply(logits, targets, temperature)
+LOGITS, PIECE = 2 ** 24, 256      # numbers that exist at once, 64 MB in fp32; but rows at least
+BLOCK = 1024                      # logits of a row that compiled code reads into registers
+
+
+def at_once(vocab_size: int, cpu: bool, compiled: bool = False) -> int:
+    """Rows of logits that exist at once: on a GPU 8 times as many, and 32 times where no copy of them is made in fp32."""
+    return max(PIECE, LOGITS * (1 if cpu else 32 if compiled else 8) // vocab_size)
+
+
+def token_logprobs(x: Tensor, weight: Tensor, targets: Tensor, temperature: float = 1.0, words: int = 0, rows: int = 0,
+                   compiled: Callable | None = None) -> tuple[Tensor, Tensor]:
+    """Log-probability (N,) of each target under softmax(x @ weight.T / temperature), and the entropy (N,) of each distribution in
+    nats, without gradient; both in float32. x (N, C), weight (V, C), of which the first `words` count. Logits are divided by the
+    sampling temperature: the trainer's distribution is the sampler's. They exist for `rows` of N at a time, and are made again in the
+    backward; `compiled` is what the passes over them are compiled by."""
+    read, slope = (compiled(_statistics_in_blocks), compiled(_slope_in_one)) if compiled else (_statistics, _slope)
+    return _Read.apply(x, weight, targets, temperature, words or len(weight), rows or max(1, len(x)), read, slope)
 
 
 class _Read(torch.autograd.Function):
-    """One softmax for all, and nothing but it kept: the vocabulary is wide, and every pass over (N, V) counts."""
+    """The vocabulary is wide, and every pass over (N, V) counts: one product and one reading here, as much and a writing in the backward."""
 
     @staticmethod
-    def forward(ctx, logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-        x = logits.float()
-        if temperature != 1:
-            x = x / temperature
-        p = torch.softmax(x, dim=-1)
-        lse = x.amax(dim=-1) - p.amax(dim=-1).log()             # the largest p, because small ones underflow
-        with torch.autocast(x.device.type, enabled=False):      # which would round both to bfloat16
-            entropy = lse - torch.linalg.vecdot(p, x)
-        ctx.save_for_backward(p, targets)
-        ctx.temperature, ctx.dtype = temperature, logits.dtype
+    def forward(ctx, x: Tensor, weight: Tensor, targets: Tensor, temperature: float, words: int, rows: int, read: Callable, slope: Callable):
+        found = []
+        with torch.autocast(x.device.type, enabled=False):      # which would round the entropy to bfloat16
+            for part, t in zip(x.split(rows), targets.split(rows), strict=True):
+                logits = F.linear(part, weight)
+                found.append(read(logits[:, :words], t, temperature))
+        logp, entropy, lse = (torch.cat(each) for each in zip(*found, strict=True))
+        ctx.save_for_backward(x, weight, targets, lse, logits if len(found) == 1 else None)
+        ctx.about = temperature, words, rows, slope
         ctx.mark_non_differentiable(entropy)
-        return x.gather(-1, targets[:, None]).squeeze(-1) - lse, entropy
+        return logp, entropy
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor):
-        p, targets = ctx.saved_tensors
-        grad = (grad / ctx.temperature)[:, None]
-        return p.mul_(-grad).scatter_add_(-1, targets[:, None], grad).to(ctx.dtype), None, None      # p itself: it is not needed again
+        (x, weight, targets, lse, kept), (temperature, words, rows, slope) = ctx.saved_tensors, ctx.about
+        dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        for i in range(0, len(x), rows):
+            at = slice(i, i + rows)
+            logits = F.linear(x[at], weight) if kept is None else kept
+            d = slope(logits[:, :words], targets[at], lse[at], grad[at] / temperature, temperature)      # (n, words)
+            if words < len(weight):
+                d = F.pad(d, (0, len(weight) - words))
+            dx[at] = d @ weight
+            if dw is not None:
+                dw.addmm_(d.T, x[at])
+        return dx, dw, *[None] * 6
 
 
-def plain_logprobs(logits: Tensor, targets: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """`token_logprobs` in words that torch.compile makes two passes of, and nothing in fp32 that is as wide as the vocabulary."""
-    x = logits.float() / temperature
-    lse = x.logsumexp(dim=-1)
-    entropy = lse - ((x - lse[:, None]).exp() * x).sum(dim=-1)
-    return x.gather(-1, targets[:, None]).squeeze(-1) - lse, entropy.detach()
+def _statistics(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-probs of the targets, entropies, and log of the sum of exp, each (n,), of logits (n, V)."""
+    x = logits.float()
+    if temperature != 1:
+        x = x / temperature
+    p = torch.softmax(x, dim=-1)
+    lse = x.amax(dim=-1) - p.amax(dim=-1).log()                 # the largest p, because small ones underflow
+    return x.gather(-1, targets[:, None]).squeeze(-1) - lse, lse - torch.linalg.vecdot(p, x), lse
+
+
+def _slope(logits: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, temperature: float) -> Tensor:
+    """(one at the target - probability) * grad, of logits (n, V)."""
+    p = torch.softmax(logits.float() / temperature if temperature != 1 else logits.float(), dim=-1)
+    return p.mul_(-grad[:, None]).scatter_add_(-1, targets[:, None], grad[:, None]).to(logits.dtype)
+
+
+def _statistics_in_blocks(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
+    """`_statistics` in words that torch.compile makes one reading of: sums within blocks, relative to their largest, then over blocks."""
+    x = F.pad(logits, (0, -logits.shape[1] % BLOCK), value=-1e30).unflatten(1, (-1, BLOCK)).float() / temperature      # (n, V / BLOCK, BLOCK)
+    top = x.amax(dim=-1)
+    e = (x - top[..., None]).exp()
+    sums, products = e.sum(dim=-1), (e * x).sum(dim=-1)                                 # (n, V / BLOCK)
+    most = top.amax(dim=-1, keepdim=True)
+    scale = (top - most).exp()
+    total = (sums * scale).sum(dim=-1)
+    lse = most.squeeze(-1) + total.log()
+    logp = logits.gather(-1, targets[:, None]).squeeze(-1).float() / temperature - lse
+    return logp, lse - (products * scale).sum(dim=-1) / total, lse
+
+
+def _slope_in_one(logits: Tensor, targets: Tensor, lse: Tensor, grad: Tensor, temperature: float) -> Tensor:
+    """`_slope` in words that torch.compile makes one reading and one writing of."""
+    own = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    return ((own.float() - (logits.float() / temperature - lse[:, None]).exp()) * grad[:, None]).to(logits.dtype)
 
 
 def advantages(rewards: Tensor, std: bool = True, leave_one_out: bool = False) -> Tensor:

@@ -19,14 +19,6 @@ from torch.utils.checkpoint import checkpoint
 
 from r1.context import Causal
 
-LOGITS, PIECE = 2 ** 24, 256      # numbers that exist at once, 64 MB in fp32 (on a GPU 8 times as many); but rows at least
-
-
-def at_once(vocab_size: int, cpu: bool) -> int:
-    """Rows of logits that exist at once."""
-    return max(PIECE, LOGITS * (1 if cpu else 8) // vocab_size)
-
-
 @dataclass(frozen=True)
 class ModelConfig:
     vocab_size: int = 1024
@@ -234,24 +226,19 @@ class Transformer(nn.Module):
         context.advance(T)
         return self.norm(x)
 
-    def forward(self, ids: Tensor, context: Causal | None = None, at: Tensor | None = None,
-                read: Callable[[Tensor, slice], tuple[Tensor, ...]] | None = None) -> Tensor | tuple[Tensor, ...]:
+    def forward(self, ids: Tensor, context: Causal | None = None, at: Tensor | None = None, read: Callable | None = None):
         """Logits (B, T, V) of the token after each of `ids` (B, T), which stand as `context` says.
 
-        With `at`, a mask (B, T) or indices, those of N positions alone, (N, V). With `read` too, what it makes of logits (n, V) and
-        the part of N that they are: in pieces, which are computed again in the backward, so that (N, V) never exists."""
+        With `at`, a mask (B, T) or indices, those of N positions alone, (N, V). With `read` too, what it makes of hidden states (N, C)
+        and the head's weight (V, C), so that (N, V) need never exist."""
         context = context or Causal()
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.head is None):   # laid out: cast already
             x = self.hidden(ids, context)
             if at is not None:
                 at = at.flatten().nonzero()[:, 0] if at.dtype == torch.bool else at
                 x = x.flatten(0, 1).index_select(0, at)                                 # (N, C); [at] would add gradients in any order
-            logits = lambda x: linear(x, self.head, self.lm_head)[..., :self.words]  # noqa: E731
             if read is None:
-                return logits(x)
-            n = at_once(self.cfg.vocab_size, x.device.type == "cpu")
-            if len(x) <= n:
-                return read(logits(x), slice(None))
-            piece = lambda x, i: read(logits(x), slice(i, i + n))  # noqa: E731
-            parts = [checkpoint(piece, part, i * n, use_reentrant=False, preserve_rng_state=False) for i, part in enumerate(x.split(n))]
-            return tuple(torch.cat(each) for each in zip(*parts, strict=True))
+                return linear(x, self.head, self.lm_head)[..., :self.words]
+            weight = self.lm_head.weight
+            dtype = torch.bfloat16 if self.bf16 else weight.dtype
+            return read(x.to(dtype), weight.to(dtype))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from r1 import graph, ranks
 from r1.data import collate
-from r1.losses import plain_logprobs, token_logprobs
+from r1.losses import at_once, token_logprobs
 from r1.types import Batch, Example
 
 
@@ -90,8 +90,9 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
         ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
     targets = batch.targets[batch.mask]                                                  # (N,)
 
-    read = graph.compiled(plain_logprobs) if model.compiled else token_logprobs
-    logp, entropy = model(ids, context, at, lambda logits, part: read(logits, targets[part], temperature))
+    rows = at_once(model.cfg.vocab_size, ids.device.type == "cpu", model.compiled)
+    logp, entropy = model(ids, context, at, lambda x, weight: token_logprobs(x, weight, targets, temperature, model.words, rows,
+                                                                             graph.compiled if model.compiled else None))
     return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
 
 
@@ -102,16 +103,16 @@ def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Several, examp
     ranks.at("update")
     device = next(model.parameters()).device
     optimizer.zero_grad(set_to_none=True)
-    totals: dict[str, float] = {"loss": 0.0}
+    totals = {"loss": torch.zeros(())}
     for group in ranks.deal(examples, micro_tokens):
         loss, sums = loss_fn(collate(group, device))
         loss.backward()
         for name, value in {"loss": loss.detach() / ranks.world(), **sums}.items():
-            totals[name] = totals.get(name, 0.0) + float(value)
+            totals[name] = totals.get(name, 0.0) + value.detach().double()         # no waiting for the device between micro-batches
     norm = float(ranks.whole(nn.utils.clip_grad_norm_(model.parameters(), clip)))
     skipped = not math.isfinite(norm)
     if not skipped:
         for group in optimizer.param_groups:
             group["lr"] = lr * group.get("scale", 1.0)
         optimizer.step()
-    return {**ranks.total(totals), "grad_norm": norm, "lr": lr, "skipped": int(skipped)}
+    return {**ranks.total({name: float(value) for name, value in totals.items()}), "grad_norm": norm, "lr": lr, "skipped": int(skipped)}

@@ -13,7 +13,8 @@ import torch
 
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
 from r1.context import READ, SCORES, SHORT, chunk
-from r1.model import ModelConfig, at_once
+from r1.losses import at_once
+from r1.model import ModelConfig
 
 SLACK, LIBRARIES = 1.2, 260e6
 DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from r1.config import Sample
 from r1.context import READ, KVCache, chunk
-from r1.graph import Steps
+from r1.graph import Steps, on_host
 from r1.model import Transformer
 from r1.types import Rollout, UserError
 
@@ -166,8 +166,12 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
         token, logp = steps.draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device))
-        check(logp := logp.cpu())
-        for j, (row, id, lp) in enumerate(zip(live, token.tolist(), logp.tolist(), strict=True)):
+        (drawn, logp), wait = on_host(token, logp)
+        if early := device.type == "cuda" and (keep & (at + 1 < limit[live])).any():     # the GPU reads on while the host looks at what was drawn
+            logits = steps.read(token, cache)
+        wait()
+        check(logp)
+        for j, (row, id, lp) in enumerate(zip(live, drawn.tolist(), logp.tolist(), strict=True)):
             if not keep[j]:
                 continue
             ids[row].append(id)
@@ -182,7 +186,7 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
                 keep[j] = False
             if not keep[j] and on_rows:
                 on_rows(1)
-        if keep.any():
+        if keep.any() and not early:
             logits = steps.read(token, cache)                         # (N, V)
     rollouts = [Rollout(prompts[r // n], ids[r], logps[r], finish[r]) for r in range(N)]
     return [rollouts[q * n:(q + 1) * n] for q in range(len(prompts))]

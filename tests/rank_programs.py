@@ -19,7 +19,7 @@ from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from r1 import checkpoint, grpo as rl, optim, ranks, supervised  # noqa: E402
+from r1 import checkpoint, grpo as rl, losses, optim, ranks, supervised  # noqa: E402
 from r1.config import GRPO, SFT, Optim, Sample  # noqa: E402
 from r1.hf_config import eos_ids  # noqa: E402
 from r1.losses import advantages, cross_entropy  # noqa: E402
@@ -204,10 +204,11 @@ def half_precision(f: Findings, start: Path, tokenizer) -> None:
     adv = advantages(torch.tensor([[s.score.total for s in g] for g in groups], dtype=torch.float64))
     f.words["bf16/gap"] = rl.learn(policy, None, Kept(policy), rl.make_examples(groups, adv), settings(), 0.0, "seed")["gap"]
     policy.zero_grad()
-    kinds, hook = [], policy.lm_head.register_forward_hook(lambda m, i, out: kinds.append(str(out.dtype)))
+    kinds, real = [], losses._statistics
+    losses._statistics = lambda logits, *more: kinds.append(str(logits.dtype)) or real(logits, *more)
     optimizer = Kept(policy)
     optim.optimise(policy, optimizer, conversations(0), spread(policy), 0.0, 4096, 1e9)
-    hook.remove()
+    losses._statistics = real
     f.keep("grad/bf16/0", optimizer.grads[0])
     adam = optim.make_optimizer(policy, 1e-3, (0.9, 0.95), 0.1)
     optim.optimise(policy, adam, conversations(0), spread(policy), 1e-3, 4096, 1e9)

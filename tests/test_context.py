@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from r1 import data, model as model_module
+from r1 import data, losses
 from r1.context import KVCache, Ragged
 from r1.data import collate, families, micro_batches, prompt_length
 from r1.losses import grpo_loss, token_logprobs
@@ -91,12 +91,13 @@ def test_less_memory_is_the_same_gradient(make_model, monkeypatch, what):
     model = make_model(D).train()
     _, *whole = outcome(model, batches()["mixed"])
     if what != "recompute":
-        monkeypatch.setattr(model_module, "LOGITS", 4 * model.cfg.vocab_size)
-        monkeypatch.setattr(model_module, "PIECE", 1)
+        monkeypatch.setattr(losses, "LOGITS", 4 * model.cfg.vocab_size)
+        monkeypatch.setattr(losses, "PIECE", 1)
     model.recompute = what != "pieces"
-    calls, hook = [], model.lm_head.register_forward_hook(lambda m, i, out: calls.append(len(out)))
+    calls, real = [], (losses._statistics, losses._slope)
+    monkeypatch.setattr(losses, "_statistics", lambda logits, *more: calls.append(len(logits)) or real[0](logits, *more))
+    monkeypatch.setattr(losses, "_slope", lambda logits, *more: calls.append(len(logits)) or real[1](logits, *more))
     _, *parts = outcome(model, batches()["mixed"])
-    hook.remove()
     assert near([whole[0], whole[1]], [parts[0], parts[1]], 1e-12) and near(whole[2], parts[2], 1e-9)
     assert max(calls) <= 4 or what == "recompute"
 
@@ -151,19 +152,24 @@ def test_swiglu_has_the_gradient_of_its_formula():
     assert torch.equal(SwiGLU.apply(x), torch.nn.functional.silu(gate) * up)
 
 
+@pytest.mark.parametrize("rows", [0, 4])
+@pytest.mark.parametrize("compiled", [None, lambda f: f], ids=["plain", "words to compile"])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_log_probs_have_the_gradient_of_log_softmax(temperature):
-    """Also for a target that the model holds for impossible."""
+def test_log_probs_have_the_gradient_of_log_softmax(monkeypatch, temperature, compiled, rows):
+    """Of hidden states and of the head, in pieces and in one; also for a target that the model holds for impossible, and never of words
+    that do not count."""
+    monkeypatch.setattr(losses, "BLOCK", 16)
     g = torch.Generator().manual_seed(0)
-    logits, targets = (torch.randn(6, 50, generator=g) * 5), torch.tensor([0, 3, 49, 7, 7, 1])
-    logits[1, 3] = -1000
+    hidden, head, targets = torch.randn(6, 9, generator=g), torch.randn(53, 9, generator=g) * 2, torch.tensor([0, 3, 49, 7, 7, 1])
+    hidden[1] = -100 * head[3]
     weight, got = torch.randn(6, generator=g), []
-    for how in (lambda x: token_logprobs(x, targets, temperature)[0],
-                lambda x: (x / temperature).log_softmax(-1).gather(-1, targets[:, None]).squeeze(-1)):
-        x = logits.clone().requires_grad_()
-        y = how(x)
-        got.append((y.detach(), torch.autograd.grad((y * weight).sum(), x)[0]))
-    assert torch.allclose(got[0][0], got[1][0], rtol=1e-5, atol=1e-5) and torch.allclose(got[0][1], got[1][1], atol=1e-6)
+    plain = lambda x, w: (x @ w[:50].T / temperature).log_softmax(-1)  # noqa: E731
+    for how in (lambda x, w: token_logprobs(x, w, targets, temperature, 50, rows, compiled),
+                lambda x, w: (plain(x, w).gather(-1, targets[:, None]).squeeze(-1), -(plain(x, w).exp() * plain(x, w)).sum(-1))):
+        x, w = hidden.clone().requires_grad_(), head.clone().requires_grad_()
+        y, entropy = how(x, w)
+        got.append((y.detach(), entropy.detach(), *torch.autograd.grad((y * weight).sum(), (x, w))))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=3e-5) for a, b in zip(*got, strict=True))
     assert torch.isfinite(got[0][0]).all() and got[0][0][1] < -900
 
 

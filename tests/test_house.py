@@ -23,7 +23,7 @@ HOUSE = [
     {"benchmarks": "files hub types", "sampler": "config context graph model types", "gguf": "checkpoint model tokenizer types"},
     {"tasks": "accuracy benchmarks files hub rewards stop strict types world"},
     {"explain": "accuracy files rewards tasks types verify", "lora": "config types", "runtime": "checkpoint config files gguf hub optim ranks stop types watch",
-     "plan": "config context model", "rollout": "config model ranks rewards sampler tokenizer types"},
+     "plan": "config context losses model", "rollout": "config model ranks rewards sampler tokenizer types"},
     {"supervised": "benchmarks checkpoint config data files lora losses model optim ranks rollout runtime tokenizer types world",
      "grpo": "checkpoint config hf_config lora losses model optim ranks rewards rollout runtime tasks tokenizer types",
      "reject": "accuracy checkpoint config files hf_config ranks rewards rollout runtime tasks tokenizer types world",

@@ -4,7 +4,7 @@ import math
 import pytest
 import torch
 
-from r1.losses import advantages, cross_entropy, grpo_loss, k3, plain_logprobs, token_logprobs, token_weight
+from r1.losses import advantages, cross_entropy, grpo_loss, k3, token_logprobs, token_weight
 
 D = torch.float64
 LN2 = math.log(2)
@@ -199,12 +199,12 @@ def test_the_mean_of_k3_is_the_divergence():
     assert torch.allclose((logp.exp() * k3(logp, ref)).sum(-1), exact, rtol=1e-12)
 
 
-@pytest.mark.parametrize("read", [token_logprobs, plain_logprobs])
-def test_log_probs_and_entropy_by_hand(read):
+@pytest.mark.parametrize("compiled", [None, lambda f: f])
+def test_log_probs_and_entropy_by_hand(compiled):
     """Logits ln 1, ln 2, ln 5: probabilities 1/8, 2/8, 5/8; at temperature 1/2 they are as 1, 4, 25."""
     logits = torch.tensor([[1.0, 2.0, 5.0]] * 3).log()
     for temperature, p in ((1.0, [1 / 8, 2 / 8, 5 / 8]), (0.5, [1 / 30, 4 / 30, 25 / 30])):
-        logp, entropy = read(logits, torch.arange(3), temperature)
+        logp, entropy = token_logprobs(logits, torch.eye(3), torch.arange(3), temperature, compiled=compiled)
         assert torch.allclose(logp.exp(), torch.tensor(p))
         assert torch.allclose(entropy, torch.tensor(-sum(x * math.log(x) for x in p)))
 
