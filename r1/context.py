@@ -20,6 +20,11 @@ def chunk(cpu: bool) -> int:
     return 32 if cpu else 256
 
 
+def send(t: Tensor, device) -> Tensor:
+    """To the device, without waiting until it has done what it was given before."""
+    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
+
+
 class Causal:
     """Rows (B, T) from position 0 on. Padding on the right needs no mask: no real token looks there."""
 
@@ -99,7 +104,7 @@ class Ragged(Causal):
 
     def to(self, device) -> Ragged:
         for name in ("token", "back", "there", "at", "place", "of", "before"):
-            setattr(self, name, getattr(self, name).to(device))
+            setattr(self, name, send(getattr(self, name), device))
         return self
 
     def reach(self, T: int) -> int:

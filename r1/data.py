@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 
-from r1.context import Ragged
+from r1.context import Ragged, send
 from r1.types import Batch, Example
 
 PAYS = 0.9      # share of the padded tokens, below which rows without padding and with prompts once are faster
@@ -33,7 +33,8 @@ def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batc
     prompts, member = [prompt_length(g[0]) for g in groups], {id(e): u for u, g in enumerate(groups) for e in g}
     if sum(prompts) + sum(len(e.ids) - 1 - (prompt_length(e) if id(e) in member else 0) for e in examples) < PAYS * B * T:
         ragged = Ragged(prompts, [member.get(id(e), -1) for e in examples], [len(e.ids) - 1 for e in examples]).to(device)
-    return Batch(*(t.to(device) for t in (ids[:, :-1], ids[:, 1:], mask, w, adv, old_logp)), ragged=ragged)
+    learned = mask.flatten().nonzero()[:, 0]
+    return Batch(*(send(t, device) for t in (ids[:, :-1], ids[:, 1:], mask, learned, w, adv, old_logp)), ragged=ragged)
 
 
 def prompt_length(e: Example) -> int:

@@ -74,7 +74,8 @@ def rope_frequencies(cfg: ModelConfig) -> Tensor:
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel i against channel i + D/2 (the half-split order of Llama checkpoints). x (B, T, heads, D); cos and sin
     (B, T, 1, D), sin negative in the first half."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
+    wide = x.to(torch.promote_types(x.dtype, cos.dtype))      # products of mixed types are slow
+    return (wide * cos).addcmul_(wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
 def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:

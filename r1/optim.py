@@ -85,11 +85,10 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
     """Log-probabilities (B, T) of the targets, 0 where not supervised, and the entropy (N,) of each distribution.
 
     The vocabulary projection runs over the N supervised positions only: (B, T, V) never exists, and (N, V) in pieces."""
-    ids, at, context = batch.inputs, batch.mask, batch.ragged
+    ids, at, context = batch.inputs, batch.learned, batch.ragged                         # (B, T), (N,)
+    targets = batch.targets.flatten().index_select(0, at)                                # (N,)
     if context is not None:
-        ids, at = ids.flatten()[context.token][None], context.place[batch.mask]          # (1, N of all tokens), (N,)
-    targets = batch.targets[batch.mask]                                                  # (N,)
-
+        ids, at = ids.flatten()[context.token][None], context.place.flatten().index_select(0, at)     # (1, N of all tokens), (N,)
     rows = at_once(model.cfg.vocab_size, ids.device.type == "cpu", model.compiled)
     logp, entropy = model(ids, context, at, lambda x, weight: token_logprobs(x, weight, targets, temperature, model.words, rows,
                                                                              graph.compiled if model.compiled else None))

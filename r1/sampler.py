@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.context import READ, KVCache, chunk
+from r1.context import READ, KVCache, chunk, send
 from r1.graph import Steps, on_host
 from r1.model import Transformer
 from r1.types import Rollout, UserError
@@ -165,7 +165,7 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             live = np.concatenate([live[keep], np.array(enter, dtype=int)])
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
-        token, logp = steps.draw(logits, torch.from_numpy(uniform(seeds[live], at)).to(device))
+        token, logp = steps.draw(logits, send(torch.from_numpy(uniform(seeds[live], at)), device))
         (drawn, logp), wait = on_host(token, logp)
         if early := device.type == "cuda" and (keep & (at + 1 < limit[live])).any():     # the GPU reads on while the host looks at what was drawn
             logits = steps.read(token, cache)

@@ -75,6 +75,7 @@ class Batch:
     inputs: Tensor               # (B, T) int64
     targets: Tensor              # (B, T) int64
     mask: Tensor                 # (B, T) bool: supervised
+    learned: Tensor              # (N,) int64: where mask is true, as places in (B T)
     w: Tensor                    # (B, T) float32: token weights, 0 where not supervised
     adv: Tensor                  # (B, T) float32
     old_logp: Tensor             # (B, T) float32: 0 outside of RL
