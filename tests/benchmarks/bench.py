@@ -171,20 +171,36 @@ def start(folder: str, repeats: int) -> tuple[dict, str]:
     return found, "\n".join(lines) + "\n"
 
 
+BEFORE = "0f7ba4c"      # the commit before any of this
+
+
 def tiny(folder: str, repeats: int) -> tuple[dict, str]:
-    """One run, beside the one of before that is kept in docs/results/tiny-alone."""
-    subprocess.run([sys.executable, "train.py", "configs/tiny.yaml", f"out={folder}/tiny"], cwd=ROOT, check=True)
-    return compare(json.loads((Path(folder) / "tiny/results.json").read_text()))
+    """One run each of the code of before and of now: in the world of now, with today's settings but for fine-tuning in bf16, which
+    came with this work; a quarter of the evaluation's samples."""
+    old, config = Path(folder) / "old", Path(folder) / "tiny.yaml"
+    config.write_text("".join(line for line in (ROOT / "configs/tiny.yaml").read_text().splitlines(True) if "snapshots:" not in line))
+    for words in (["clone", "-q", ROOT, old], ["-C", old, "checkout", "-q", BEFORE]):
+        subprocess.run(["git", *map(str, words)], check=True)
+    (old / "r1/world.py").write_text((ROOT / "r1/world.py").read_text())
+    caller = (old / "r1/supervised.py").read_text()
+    (old / "r1/supervised.py").write_text(caller.replace("cfg.thinks, cfg.mixes)", "cfg.thinks, cfg.mixes, 0.3)"))
+    found = {}
+    for name, where, more in (("before", old, [f"{s}.optim.bf16=false" for s in ("dev1", "dev3", "student")]), ("now", ROOT, [])):
+        subprocess.run([sys.executable, "train.py", str(config), f"out={folder}/{name}", "evaluate.problems=100", "evaluate.k=8", *more], cwd=where, check=True)
+        found[name] = [json.loads((Path(folder) / name / "results.json").read_text())]
+    return found, compare(*(found[name][0]["stages"] for name in ("before", "now")))
 
 
-def compare(results: dict) -> tuple[dict, str]:
-    then = {s["name"]: s for s in json.loads((ROOT / "docs/results/tiny-alone/results.json").read_text())["stages"]}
+def compare(before: list, now: list) -> str:
+    then = {s["name"]: s for s in before}
     spent = lambda s: (s["done"]["seconds"], s.get("eval", {}).get("seconds", 0))  # noqa: E731
-    rows = {s["name"]: (*spent(then[s["name"]]), *spent(s)) for s in results["stages"]}
+    right = lambda s: f"{100 * s['eval']['reasoning']['pass@1']:.1f} ± {100 * s['eval']['reasoning']['se']:.1f}" if "eval" in s else ""  # noqa: E731
+    rows = {s["name"]: (*spent(then[s["name"]]), *spent(s)) for s in now}
     rows["all"] = tuple(map(sum, zip(*rows.values(), strict=True)))
-    lines = ["| stage | before, s | its evaluation, s | now, s | its evaluation, s | both, now / before |", "|---|---:|---:|---:|---:|---:|"]
-    lines += [f"| {name} | {a:.0f} | {b:.0f} | {c:.0f} | {d:.0f} | {(c + d) / (a + b):.2f} |" for name, (a, b, c, d) in rows.items()]
-    return results, "\n".join(lines) + "\n"
+    shown = {s["name"]: (right(then[s["name"]]), right(s)) for s in now} | {"all": ("", "")}
+    lines = ["| stage | before, s | its evaluation, s | right, % | now, s | its evaluation, s | right, % | both, now / before |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {a:.0f} | {b:.0f} | {shown[name][0]} | {c:.0f} | {d:.0f} | {shown[name][1]} | {(c + d) / (a + b):.2f} |" for name, (a, b, c, d) in rows.items()]
+    return "\n".join(lines) + "\n"
 
 
 HALF = {"vocab_size": 151936, "hidden_size": 896, "intermediate_size": 4864, "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
