@@ -30,19 +30,15 @@ def main() -> int:
             raise UserError("under torchrun one seed at a time: say seeds=[0], then seeds=[1], ...")
         for cfg in runs:
             if args.list:
-                show(cfg)
+                stop.say(cfg.out)
+                for s in cfg.stages:
+                    done = (Path(cfg.out) / s.name / "done.json").is_file()
+                    stop.say(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
             else:
                 from r1 import pipeline     # here, because all else needs no torch
                 pipeline.show_plan(cfg) if args.plan else pipeline.run(cfg, args.only)
 
     return stop.ends(work)
-
-
-def show(cfg: config.Config) -> None:
-    stop.say(cfg.out)
-    for s in cfg.stages:
-        done = (Path(cfg.out) / s.name / "done.json").is_file()
-        stop.say(f"{'done' if done else '    '}  {s.name:12} {s.kind:9} {'from ' + s.init if s.init else ''}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ from r1.spelling import bare, normal, plain
 from r1.types import Problem, UserError, nearest
 from r1.verify import MAX_TEXT, answered, extract, is_gold, parse, tagged, verify
 
-MAX_PROGRAM = 20_000   # characters of a program
 INFRA = "infra"        # the sandbox itself failed, again and again: nothing is known of the program
 
 
@@ -40,7 +39,7 @@ def accuracy(problem: Problem, completion: str) -> tuple[bool, str]:
         answer = find_answer(problem, completion)
         if answer is None:
             return False, "no_answer"
-        if len(answer) > (MAX_PROGRAM if problem.kind == "code" else MAX_TEXT):
+        if len(answer) > (20_000 if problem.kind == "code" else MAX_TEXT):
             return False, "too_long"
         reason = RULES[problem.kind](problem.answer, answer)
         return reason == "ok", reason
@@ -55,47 +54,36 @@ def find_answer(problem: Problem, completion: str) -> str | None:
     return find_program(completion) if problem.kind == "code" else extract(completion)
 
 
-_NUMBER = re.compile(r"(?:[A-Za-z]\w* ?= ?)?[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|(?P<fraction>[0-9]+/[0-9]+))%?")
-
-
 def _is_number(gold: Any, answer: str) -> bool:
     """Whether an answer is written as a number; as a fraction only where the gold answer is no whole number."""
-    found = _NUMBER.fullmatch(bare(normal(answer)))
+    number = r"(?:[A-Za-z]\w* ?= ?)?[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+|(?P<fraction>[0-9]+/[0-9]+))%?"
+    found = re.fullmatch(number, bare(normal(answer)))
     return bool(found) and not (found["fraction"] and getattr(parse(str(gold)), "denominator", 1) == 1)
-
-
-_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*)?```", re.DOTALL)
 
 
 def find_program(completion: str) -> str | None:
     """The last <answer> after the reasoning, or without one all of it; a fenced block inside stands for the whole."""
     text = answered(completion)
     body = tagged(text)
-    fenced = _FENCE.findall(text if body is None else body)
+    fenced = re.findall(r"```(?:python|py)?[ \t]*\n(.*?)(?:\n[ \t]*)?```", text if body is None else body, re.DOTALL)
     program = fenced[-1] if fenced else body or ""
     return program.strip("\n") if program.strip() else None
 
 
 # ---------------------------------------------------------------- rules: (gold, answer) -> reason
 
-_AROUND = " .,;:!?\"'`()[]{}<>*“”‘’（）【】《》「」『』〈〉。，、；：！？…"
-
-
 def _folded(text: str) -> str:
     """How kind "text" compares: single spaces, no case, no punctuation around it."""
     text = re.sub(r"\\text(?:bf|it)?\s?\{([^{}]*)\}", r"\1", plain(text))
-    return " ".join(text.split()).strip(_AROUND).casefold()
-
-
-# an operator with nothing on its left (also the second of **), or a number or bracket right behind another
-_NOT_COUNTDOWN = re.compile(r"[^-+*/()0-9 ]|(?:^|[-+*/(]) ?[-+*/]|[0-9)] ?\(|\) ?[0-9]|[0-9] [0-9]")
+    return " ".join(text.split()).strip(" .,;:!?\"'`()[]{}<>*“”‘’（）【】《》「」『』〈〉。，、；：！？…").casefold()
 
 
 def _judge_countdown(gold: dict, answer: str) -> str:
     """An expression in + - * / that has each number exactly once and is exactly the target."""
     text, equals, result = (part.strip() for part in normal(answer).partition("="))
     value = parse(text)
-    if _NOT_COUNTDOWN.search(text) or not isinstance(value, Fraction):
+    # an operator with nothing on its left (also the second of **), or a number or bracket right behind another
+    if re.search(r"[^-+*/()0-9 ]|(?:^|[-+*/(]) ?[-+*/]|[0-9)] ?\(|\) ?[0-9]|[0-9] [0-9]", text) or not isinstance(value, Fraction):
         return "unparsed"
     if Counter(map(int, re.findall("[0-9]+", text))) != Counter(gold["numbers"]) or value != gold["target"]:
         return "wrong"

@@ -80,8 +80,7 @@ def save_model(path, model: Transformer, tokenizer=None, eos_ids=(), pad_id: int
         if ranks.rank() == 0:
             tensors[_hf_name(name)] = full.cpu()
     dtype = str(model.embed_tokens.weight.dtype).removeprefix("torch.")
-    eos = [int(i) for i in eos_ids]
-    ranks.lead(lambda: _save_model(path, tensors, config_json(model.cfg, dtype, eos, pad_id), tokenizer, shard_bytes))
+    ranks.lead(lambda: _save_model(path, tensors, config_json(model.cfg, dtype, list(eos_ids), pad_id), tokenizer, shard_bytes))
 
 
 def _save_model(path: Path, tensors: dict[str, Tensor], config: dict, tokenizer, shard_bytes: int) -> None:

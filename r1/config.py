@@ -159,6 +159,7 @@ class Evaluate:
 
 
 KINDS = {"pretrain": Pretrain, "sft": SFT, "grpo": GRPO, "reject": Reject, "evaluate": Measure}
+to_dict = dataclasses.asdict
 
 
 @dataclass
@@ -270,6 +271,3 @@ def _set(raw: dict, key: str, value: Any, where: str) -> None:
         at[part] = dict(at[part])          # YAML anchors share mappings: change this one alone
         at = at[part]
     at[parts[-1]] = value
-
-
-to_dict = dataclasses.asdict

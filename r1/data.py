@@ -18,8 +18,7 @@ def collate(examples: list[Example], device: torch.device | str = "cpu") -> Batc
     B, T = len(examples), max(len(e.ids) for e in examples) - 1
     ids = torch.zeros(B, T + 1, dtype=torch.long)
     mask = torch.zeros(B, T, dtype=torch.bool)
-    w, adv = torch.zeros(B, T), torch.zeros(B, T)
-    old_logp = torch.zeros(B, T)
+    w, adv, old_logp = torch.zeros(3, B, T)
     for b, e in enumerate(examples):
         n = len(e.ids)
         ids[b, :n] = torch.tensor(e.ids)

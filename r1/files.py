@@ -43,11 +43,10 @@ def read_object(raw: bytes, where: str) -> dict:
 
 def load_json(file: Path) -> dict:
     """The file's object; {} if it is missing or half written."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    with suppress(OSError, ValueError):
+        if isinstance(found := json.loads(file.read_text(encoding="utf-8")), dict):
+            return found
+    return {}
 
 
 def write_text(path: str | Path, text: str) -> None:

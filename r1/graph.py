@@ -70,10 +70,8 @@ def on_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
     return copies, done.synchronize
 
 
-@cache
-def compiled(f: Callable) -> Callable:
-    """torch.compile of a function, once per process: what does not change from call to call, as the vocabulary's size, is a constant in it."""
-    return torch.compile(f)
+# Of a function, once per process: what does not change from call to call, as the vocabulary's size, is a constant in it.
+compiled = cache(torch.compile)
 
 
 def compile_layers(model: Transformer) -> None:

@@ -33,7 +33,7 @@ from r1.rollout import Scored, judged, roll_out
 from r1.runtime import Folder
 from r1.tasks import draw, open_sources
 from r1.tokenizer import Tokenizer
-from r1.types import Batch, Example, UserError
+from r1.types import Batch, Example
 
 
 def grpo(cfg: GRPO, folder: Folder) -> None:
@@ -57,9 +57,7 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
             return roll_out(policy, tokenizer, problems, cfg.sample, cfg.group, hash_seed(folder.seed, step, round), cfg.reward, eos, extra)
 
         sampled, seconds = collect(sample, cfg.dynamic)
-        if not (groups := judged(sampled)):
-            raise UserError(f"{cfg.name}: the sandbox failed in every group of step {step}; the machine may be out of memory, "
-                            f"processes or disk. The same command continues")
+        groups = judged(sampled, f"step {step} of {cfg.name}")
         rewards = torch.tensor([[s.score.total for s in g] for g in groups], dtype=torch.float64)        # (Q, G)
         adv = advantages(rewards, cfg.std, cfg.leave_one_out)                                            # (Q, G)
         began = time.perf_counter()
@@ -118,8 +116,7 @@ def learn(policy: Transformer, reference: Transformer | None, optimizer: torch.o
                 b.ref_logp, _ = supervised_logprobs(reference, b, cfg.sample.temperature)
         loss, sums = grpo_loss(logp, None if on_policy else b.old_logp, b.adv, b.mask, b.w, cfg.clip_low,
                                cfg.clip_high, b.ref_logp, cfg.kl_coef)
-        gap = ((logp.detach() - b.old_logp).abs() * b.mask).sum()
-        return loss, {**sums, "entropy": entropy.sum(), "gap": gap, "trained_tokens": b.mask.sum()}
+        return loss, {**sums, "entropy": entropy.sum(), "gap": ((logp.detach() - b.old_logp).abs() * b.mask).sum(), "trained_tokens": b.mask.sum()}
 
     steps = []
     for epoch in range(cfg.inner_epochs):

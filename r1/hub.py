@@ -25,8 +25,7 @@ def fetch_model(name: str, weights: bool = True) -> Path:
 
 def fetch_data(name: str, pattern: str) -> list[Path]:
     """The files of a data set that a pattern fits, e.g. main/train-*.parquet, in order."""
-    folder = _fetch(name, "dataset", [pattern])
-    if not (files := sorted(folder.glob(pattern))):
+    if not (files := sorted(_fetch(name, "dataset", [pattern]).glob(pattern))):
         raise UserError(f"{name}: the data set has no file {pattern}")
     return files
 

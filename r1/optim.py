@@ -36,10 +36,8 @@ def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weig
     if offload:
         return Several(*(Hosted([{**g, "params": [p]}], lr=lr, betas=betas, fused=True) for g in groups for p in g["params"]))
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    if not hidden:
-        return adamw
-    muon = torch.optim.Muon([{"params": hidden, "scale": muon_lr / lr}], lr=muon_lr, weight_decay=weight_decay)
-    return Several(muon, adamw)
+    muon = [torch.optim.Muon([{"params": hidden, "scale": muon_lr / lr}], lr=muon_lr, weight_decay=weight_decay)] if hidden else []
+    return Several(*muon, adamw) if muon else adamw
 
 
 class Hosted(torch.optim.AdamW):

@@ -43,11 +43,6 @@ def h(text) -> str:
     return html.escape(str(text).translate(CONTROL))
 
 
-def details(summary: str, body: str) -> str:
-    """A closed part of the page; `body` is ready HTML."""
-    return f"<details><summary>{h(summary)}</summary>{body}</details>"
-
-
 def html_table(head: list[str], rows: list[list[str]], groups: str = "", bars: tuple[int, ...] = ()) -> str:
     """`groups` is a ready row above the head; a cell of a column in `bars` is shaded by its percentage."""
     def td(i: int, cell: str) -> str:
@@ -61,8 +56,7 @@ def html_table(head: list[str], rows: list[list[str]], groups: str = "", bars: t
 
 def number(value) -> float:
     """A finite float, or NaN for whatever else a metric may hold."""
-    ok = isinstance(value, (int, float)) and math.isfinite(value)
-    return float(value) if ok else math.nan
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan
 
 
 def shown(value) -> str:

@@ -26,6 +26,8 @@ from r1.tokenizer import Tokenizer
 from r1.types import UserError, nearest
 
 STAGES = {"pretrain": pretrain, "sft": sft, "grpo": grpo, "reject": reject}
+FREE = ("save_every", "save_minutes", "domains", *(f"optim.{key}" for key in ("micro_tokens", "recompute", "offload", "compile")),
+        "sample.max_rows")      # cost, not the result but for rounding
 
 
 def run(cfg: cfgs.Config, only: str = "") -> None:
@@ -92,7 +94,7 @@ def run_stage(cfg: cfgs.Config, stage: cfgs.Stage, folder: Folder) -> None:
     ranks.at("the beginning", stage.name)
     try:
         if not folder.done():
-            folder.write("config.yaml", yaml.safe_dump(settings(stage, folder), sort_keys=False, allow_unicode=True))
+            folder.write("config.yaml", yaml.safe_dump(settings(cfg, stage), sort_keys=False, allow_unicode=True))
             if stage.kind != "evaluate":
                 train(cfg, stage, folder)
         domains = {d: mix for d, mix in cfg.evaluate.domains.items() if d in (stage.domains or cfg.evaluate.domains)}
@@ -127,8 +129,7 @@ def run_evaluation(cfg: cfgs.Evaluate, stage: cfgs.Stage, folder: Folder) -> Non
     if isinstance(stage, cfgs.Measure):
         cfg = replace(cfg, k=stage.k, sample=replace(cfg.sample, temperature=stage.temperature))
     template = getattr(stage, "template", "zero" if "zero" in folder.templates else "chat")
-    done = ranks.lead(lambda: load_json(folder.path / "eval.json"))
-    if done.get("settings") == evaluation.settings(cfg, folder, template):
+    if ranks.lead(lambda: load_json(folder.path / "eval.json")).get("settings") == evaluation.settings(cfg, folder, template):
         return
     source = folder.find_model(stage.init) if isinstance(stage, cfgs.Measure) else folder.model
     result = evaluation.evaluate(cfg, folder, template, source, getattr(stage, "forbid", []))
@@ -137,20 +138,19 @@ def run_evaluation(cfg: cfgs.Evaluate, stage: cfgs.Stage, folder: Folder) -> Non
         f"language {result[domain]['language']:.2f}" for domain in cfg.domains))
 
 
-def settings(stage: cfgs.Stage, folder: Folder) -> dict:
+def settings(cfg: cfgs.Config, stage: cfgs.Stage) -> dict:
     """What decides a stage's result."""
-    own = {k: v for k, v in folder.templates.items() if k == getattr(stage, "template", "")}
-    return {**cfgs.to_dict(stage), "seed": folder.seed, "templates": own}
+    own = {k: v for k, v in cfg.templates.items() if k == getattr(stage, "template", "")}
+    return {**cfgs.to_dict(stage), "seed": cfg.seed, "templates": own}
 
 
 def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> None:
     """What would end one of these stages hours later, found before the first begins."""
     names = [s.name for s in cfg.stages]
     for s in stages:
-        if ranks.world() > 1 and hasattr(s, "optim") and s.optim.offload:
-            raise UserError(f"{s.name}: optim.offload is for one GPU; several share the moments as it is, so leave it out")
-        if hasattr(s, "optim") and s.optim.compile and ranks.world() > 1:
-            raise UserError(f"{s.name}: optim.compile has not been tried under torchrun; leave it out")
+        for key in ("offload", "compile"):
+            if ranks.world() > 1 and hasattr(s, "optim") and getattr(s.optim, key):
+                raise UserError(f"{s.name}: optim.{key} has not been tried under torchrun; leave it out")
         if s.init and re.sub(r"/step\d+$", "", s.init) not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
                 not hub.is_id(s.init) or s.init.split("/")[0] in names):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")
@@ -170,17 +170,13 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
             source(random.Random(0), test)                 # it must open, and have a problem on this side of the split
 
 
-FREE = ("save_every", "save_minutes", "domains", "optim.micro_tokens", "optim.recompute", "optim.offload", "optim.compile", "sample.max_rows")     # cost, not the result but for rounding
-
-
 def refuse_changes(cfg: cfgs.Config, root: Path) -> None:
     """A stage that is done or half done keeps its config: changed keys are refused by name."""
     for stage in cfg.stages:
         file = root / stage.name / "config.yaml"
         if not file.is_file():
             continue
-        folder = Folder(root, stage.name, cfg.seed, "", cfg.templates)
-        old, new = _flat(yaml.safe_load(file.read_text()) or {}), _flat(settings(stage, folder))
+        old, new = _flat(yaml.safe_load(file.read_text()) or {}), _flat(settings(cfg, stage))
         changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
         if changed:
             what = ", ".join(f"{k} ({old.get(k)!r} -> {new.get(k)!r})" for k in changed[:5])

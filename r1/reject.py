@@ -30,9 +30,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     def sift(at: int) -> dict:
         groups, seconds = roll_out(model, tokenizer, problems[at:at + PIECE], cfg.sample, cfg.group, folder.seed, {"accuracy": 1.0},
                                    eos_ids(start), title=f"{folder.name} {at}/{len(problems)}")
-        left = judged(groups)
-        if not left:
-            raise UserError(f"{cfg.name}: the sandbox failed on every problem; the machine may be out of memory, processes or disk")
+        left = judged(groups, cfg.name)
         kept = [s for group in left for s in choose(group, cfg.keep, cfg.keep_wrong)]
         counts = {"sampled": len(left) * cfg.group, "problems": len(left), "unjudged_groups": len(groups) - len(left),
                   "right": sum(s.score.parts["accuracy"] == 1 for g in left for s in g),
@@ -58,8 +56,7 @@ def good(s: Scored, wrong: bool = False) -> bool:
 
 def choose(group: list[Scored], keep: int, wrong: bool = False) -> list[Scored]:
     """Right (or `wrong` too), readable and different from each other, the shortest first; at most `keep` of them."""
-    unique = {s.text: s for s in group if good(s, wrong)}
-    return sorted(unique.values(), key=lambda s: len(s.rollout.ids))[:keep]
+    return sorted({s.text: s for s in group if good(s, wrong)}.values(), key=lambda s: len(s.rollout.ids))[:keep]
 
 
 def readable(s: Scored) -> str:
@@ -74,8 +71,7 @@ def form(thinking: str, answer: str, lang: str) -> str:
 
 def distinct(mix: dict[str, float], count: int, folder: Folder, what: str) -> list[Problem]:
     """`count` problems, or less: those that were drawn twice count once."""
-    drawn = draw(open_sources(mix, folder.evaluated), count, f"{folder.seed}/{folder.name}{what}")
-    return list({p.id: p for p in drawn}.values())
+    return list({p.id: p for p in draw(open_sources(mix, folder.evaluated), count, f"{folder.seed}/{folder.name}{what}")}.values())
 
 
 def direct(p: Problem) -> str:

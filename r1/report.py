@@ -13,8 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from r1.files import load_json, write_text
-from r1.page import (CONTROL, STYLE, cut, details, facts, gold, h, html_table, is_right, line_chart, number, parts_of, percent,
-                     sample_html, shown)
+from r1.page import CONTROL, STYLE, cut, facts, gold, h, html_table, is_right, line_chart, number, parts_of, percent, sample_html, shown
 
 # AIME 2024 pass@1 of the paper's checkpoints (R1 v1 figure 2 and tables 2 and 6, v2 table 3).
 PAPER = {"base": "15.6", "zero": "71.0 / 77.9", "dev1": "59.0", "dev2": "74.0", "dev3": "78.1", "r1": "79.8",
@@ -34,7 +33,6 @@ CHARTS = [("Reward parts", "share", {"accuracy": "accuracy", "format": "format",
           ("Loss", "nats per token", {"loss": "loss"}), ("Gradient norm", "", {"grad_norm": "gradient norm"})]
 COUNTS = ("problems", "sampled", "right", "readable_right", "kept", "others")
 COUNTS_HEAD = ["stage", "sampled from", *(c.replace("_", " and ") for c in COUNTS)]
-SAMPLE_BYTES = 1_000_000                                                  # of all samples in the page together
 
 
 def write_report(root: Path) -> None:
@@ -228,11 +226,9 @@ def stages_html(run: dict) -> str:
 def zero_html(root: Path) -> str:
     """The picture of the paper: accuracy and length over the steps of R1-Zero."""
     rows = list(read_lines(root / "zero" / "metrics.jsonl"))
-    if not any("accuracy" in m for m in rows):
-        return ""
-    accuracy = line_chart({"accuracy": curve(rows, "accuracy")}, "Accuracy", "share of right samples")
-    length = line_chart({"length": curve(rows, "length")}, "Mean response length", "tokens")
-    return f'<div class="pair">{accuracy}{length}</div>'
+    both = [("accuracy", "Accuracy", "share of right samples"), ("length", "Mean response length", "tokens")]
+    drawn = "".join(line_chart({key: curve(rows, key)}, title, unit) for key, title, unit in both)
+    return f'<div class="pair">{drawn}</div>' if any("accuracy" in m for m in rows) else ""
 
 
 def tasks_html(run: dict) -> str:
@@ -252,7 +248,7 @@ def tasks_html(run: dict) -> str:
                     rows.append([label, str(row.get("problems", "–")), *figures(row, k), percent(row.get("truncated"))])
         if rows:
             head = ["", "problems", "pass@1 ± se", f"cons@{k}", f"pass@{k}", "format", "language", "length", "cut off"]
-            every.append(details(f"{s['name']}: all figures", html_table(head, rows, bars=(2,))))
+            every.append(f"<details><summary>{h(s['name'])}: all figures</summary>{html_table(head, rows, bars=(2,))}</details>")
     if not table:
         return ""
     both = [[label, *(cells.get(n, "–") for n in names)] for label, cells in table.items()]
@@ -279,7 +275,7 @@ def curves_html(root: Path, run: dict) -> str:
 
 def samples_html(root: Path, run: dict) -> str:
     """Samples of each stage, within a budget of bytes."""
-    out, budget = [], SAMPLE_BYTES // max(1, len(run["stages"]))
+    out, budget = [], 1_000_000 // max(1, len(run["stages"]))             # for all of them together a megabyte
     for s in run["stages"]:
         left, folder = budget, root / s["name"]
         stage_words = "kept" if s["kind"] == "reject" else "training, first and last steps"
@@ -289,5 +285,5 @@ def samples_html(root: Path, run: dict) -> str:
                 left -= len(card.encode("utf-8", "replace"))
                 cards += [card] if left > 0 else []
             if cards:
-                out.append(details(f"{s['name']}: {words}", f'<div class="cards">{"".join(cards)}</div>'))
+                out.append(f'<details><summary>{h(s["name"])}: {words}</summary><div class="cards">{"".join(cards)}</div></details>')
     return "".join(out)

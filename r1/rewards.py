@@ -42,8 +42,7 @@ def score(problem: Problem, completion: str, finish: str, weights: dict[str, flo
         except (Exception, SystemExit) as error:   # a user's mistake on one text must not end a run
             custom, reason = 0.0, reason if reason == INFRA else f"custom_error:{type(error).__name__}"
         parts["custom"] = custom if math.isfinite(custom) else 0.0
-    total = sum(weights.get(name, 0.0) * value for name, value in parts.items())
-    return Score(total, parts, reason)
+    return Score(sum(weights.get(name, 0.0) * value for name, value in parts.items()), parts, reason)
 
 
 def score_all(completions: list[tuple[Problem, str, str, float]], weights: dict[str, float],
@@ -64,28 +63,19 @@ def check_weights(weights: dict[str, float], has_custom: bool = True) -> None:
             raise UserError(f"the reward weight {name!r} must be a finite number, not {value!r}")
 
 
-TAGS = ("<think>", "</think>", "<answer>", "</answer>")
-_FORMAT = re.compile("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", re.DOTALL)
-
-
 def format_fault(completion: str, finish: str) -> str:
     """What the format rule objects to; "" for thinking, an optional summary, the answer and then the end: each tag once, no empty block."""
     if finish != "eos":
         return f"it did not end by itself ({finish})"
-    counts = {tag: completion.count(tag) for tag in TAGS}
-    if wrong := [f"{tag} {n} times" for tag, n in counts.items() if n != 1]:
+    tags = ("<think>", "</think>", "<answer>", "</answer>")
+    if wrong := [f"{tag} {n} times" for tag in tags if (n := completion.count(tag)) != 1]:
         return "each tag must stand once: " + ", ".join(wrong)
-    match = _FORMAT.fullmatch(completion)   # each tag stands once, so there is only one way to match
+    match = re.fullmatch("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", completion, re.DOTALL)   # there is only one way to match
     if not match:
         return "the tags are in the wrong order"
-    if not is_visible(match[2]) or not is_visible(match[3]):
+    if not all(any(c.isprintable() and not c.isspace() for c in block) for block in match.group(2, 3)):     # of spaces and no width alone
         return "an empty block"
     return "nothing may stand before <think> or after </answer>" if match[1].strip() or match[4].strip() else ""
-
-
-def is_visible(text: str) -> bool:
-    """Whether there is anything to read in it: no spaces, no characters of no width."""
-    return any(c.isprintable() and not c.isspace() for c in text)
 
 
 def overlong_penalty(spent: float) -> float:
@@ -102,13 +92,10 @@ def repetition_penalty(completion: str, n: int = 4) -> float:
 
 # ---------------------------------------------------------------- reflection: measured, never rewarded
 
-# The paper's list (v2, C.2), and what says the same in Chinese.
-_REFLECTIVE = re.compile(r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b|等等|错误|然而|但是|重试|验证|不对|评估|检查", re.I)
-
-
 def reflections(text: str) -> int:
-    """Words of looking back at what was said."""
-    return len(_REFLECTIVE.findall(text))
+    """Words of looking back at what was said: the paper's list (v2, C.2), and what says the same in Chinese."""
+    english = r"\b(?:wait|mistake|however|but|retry|error|verify|wrong|evaluate|check)\b"
+    return len(re.findall(english + "|等等|错误|然而|但是|重试|验证|不对|评估|检查", text, re.I))
 
 
 SCRIPTS = {   # characters of a script, as the inside of a regex class
@@ -136,9 +123,8 @@ COMMON = {lang: frozenset(words.split()) for lang, words in {
     "ru": "и в не на что он как это по но из мы за то все она так его от или если был для при тогда сначала поэтому каждый",
     "uk": "і в не на що він як це по але з ми за то всі вона так його від або якщо був для при тоді спочатку тому кожен й та є",
 }.items()}
-_PER_CHARACTER = ("han", "kana")   # written without spaces: one character counts as one word
-_WORD = re.compile("|".join(
-    f"(?P<{name}>[{chars}]" + ("" if name in _PER_CHARACTER else f"+(?:['’][{chars}]+)*") + ")"
+_WORD = re.compile("|".join(        # han and kana are written without spaces: one character counts as one word
+    f"(?P<{name}>[{chars}]" + ("" if name in ("han", "kana") else f"+(?:['’][{chars}]+)*") + ")"
     for name, chars in SCRIPTS.items()) + r"|(?P<other>[^\W\d_])")
 # no words of any language: the four tags, commands of LaTeX, a mathematical, Latin or Greek letter on its own. What else looks
 # like a tag or a command, and letters in a row, are words: one could write a whole thought in them.

@@ -12,7 +12,7 @@ from r1.model import Transformer
 from r1.rewards import INFRA, score_all
 from r1.sampler import generate
 from r1.tokenizer import Tokenizer
-from r1.types import Problem, Rollout, Score
+from r1.types import Problem, Rollout, Score, UserError
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,8 @@ class Scored:
 
     def record(self) -> dict:
         """For samples.jsonl."""
-        p, s = self.problem, self.score
-        return {"task": p.task, "id": p.id, "kind": p.kind, "lang": p.lang, "level": p.level, "prompt": p.prompt, "answer": p.answer,
-                "completion": self.text, "finish": self.rollout.finish, "length": len(self.rollout.ids),
-                "total": s.total, "parts": s.parts, "reason": s.reason}
+        said = {"completion": self.text, "finish": self.rollout.finish, "length": len(self.rollout.ids)}
+        return vars(self.problem) | said | vars(self.score)
 
 
 def written(tokenizer: Tokenizer, prompt: str, r: Rollout) -> str:
@@ -48,8 +46,7 @@ def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], 
     model.words = tokenizer.vocab_size
     began, problems = time.perf_counter(), ranks.share(problems)
     texts = [tokenizer.render_prompt([{"role": "user", "content": p.prompt}]) for p in problems]
-    quiet = None if title and ranks.rank() == 0 else True
-    with tqdm(total=len(problems) * group, desc=title, leave=False, disable=quiet) as bar, ranks.unsharded(model):
+    with tqdm(total=len(problems) * group, desc=title, leave=False, disable=not title or ranks.rank() > 0 or None) as bar, ranks.unsharded(model):
         rollouts = generate(model, tokenizer.encode_batch(texts), group, sample, seed, eos, on_rows=bar.update)
     sampled = time.perf_counter()
     ranks.at("rewards")
@@ -61,6 +58,10 @@ def roll_out(model: Transformer, tokenizer: Tokenizer, problems: list[Problem], 
     return ranks.gather([scored[i:i + group] for i in range(0, len(scored), group)]), seconds
 
 
-def judged(groups: list[list[Scored]]) -> list[list[Scored]]:
-    """Without the groups in which the sandbox failed: what nobody could judge is neither right nor wrong."""
-    return [g for g in groups if all(s.score.reason != INFRA for s in g)]
+def judged(groups: list[list[Scored]], of: str = "") -> list[list[Scored]]:
+    """Without the groups in which the sandbox failed: what nobody could judge is neither right nor wrong. With `of`, none left is an error."""
+    left = [g for g in groups if all(s.score.reason != INFRA for s in g)]
+    if of and groups and not left:
+        raise UserError(f"the sandbox failed in every group of {of}; the machine may be out of memory, processes or disk. "
+                        f"The same command continues")
+    return left

@@ -76,8 +76,7 @@ def _find(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
 def truncate(logits: Tensor, s: Sample) -> Tensor:
     """Set everything outside the top k, or outside the smallest set of mass top_p, to -inf."""
     if s.top_k:
-        kth = logits.topk(min(s.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        logits = logits.masked_fill(logits < logits.topk(min(s.top_k, logits.shape[-1]), dim=-1).values[:, -1:], -torch.inf)
     if s.top_p < 1:
         logits, left, k = logits.float(), torch.arange(len(logits), device=logits.device), 16    # so many are sorted first: seldom are more needed
         lse, all_of, logits = logits.logsumexp(dim=-1, keepdim=True), logits, torch.full_like(logits, -torch.inf)

@@ -69,7 +69,7 @@ def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
         return _family(head, rest)
     if head in ("jsonl", *benchmarks.WHERE):
         sides = sides_of(name)
-        clean = [p for p in sides[False] if not benchmarks.shared(p.prompt, evaluated)]
+        clean = [p for p in sides[False] if evaluated.isdisjoint(benchmarks.grams(p.prompt))]
         if len(clean) < len(sides[False]):
             stop.tell(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
                           f"that are evaluated, and are left out", sys.stderr)
@@ -114,8 +114,7 @@ def sides_of(name: str) -> dict[bool, list[Problem]]:
         if not problems:
             raise UserError(f"{rest} has no problems in it")
         return {t: [p for p in problems if world.is_test(p.id) == t] for t in (False, True)}
-    sides = {t: benchmarks.load(head, rest, t) for t in (False, True)}
-    return {t: _readable(problems, f"{name}, {'test' if t else 'training'} side") for t, problems in sides.items()}
+    return {t: _readable(benchmarks.load(head, rest, t), f"{name}, {'test' if t else 'training'} side") for t in (False, True)}
 
 
 def _readable(problems: list[Problem], where: str) -> list[Problem]:

@@ -94,8 +94,7 @@ class Tokenizer:
             return self
         # as literals of Jinja, which knows no surrogate pairs
         head, tail = (json.dumps(text, ensure_ascii=False) for text in template.split("{prompt}", 1))
-        source = f"{{{{ {head} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {tail} }}}}"
-        return Tokenizer(self.core, {**self.config, "chat_template": source})
+        return Tokenizer(self.core, {**self.config, "chat_template": f"{{{{ {head} }}}}{{{{ messages[-1]['content'] }}}}{{{{ {tail} }}}}"})
 
     def save(self, path: str | Path) -> None:
         path = Path(path)

@@ -291,10 +291,9 @@ def reference(rng: random.Random) -> str:
         name, stop, line = PLACES[place][lang], ".。"[lang], (" The {0} of {1} is {2}.", "{1}的{0}是{2}。")[lang]
         return name + stop + "".join(line.format(TOPICS[t][lang], name, FACTS[place, t][lang]) for t in topics)
     if kind < 0.8:
-        key, _, phrase, *_ = translate(rng, 0)
-        while is_test(key):
-            key, _, phrase, *_ = translate(rng, 0)
-        pair = list(phrase.values())
+        while is_test((made := translate(rng, 0))[0]):
+            pass
+        pair = list(made[2].values())
         return " = ".join(pair if rng.random() < 0.5 else pair[::-1])
     a, b = rng.randint(0, TOP - STEP), rng.randint(1, STEP)
     return f"{a}+{b}={a + b}, {a + b}-{b}={a}"
