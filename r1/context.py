@@ -22,7 +22,7 @@ def chunk(cpu: bool) -> int:
 
 def send(t: Tensor, device) -> Tensor:
     """To the device, without waiting until it has done what it was given before."""
-    return t.pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
+    return t.contiguous().pin_memory().to(device, non_blocking=True) if torch.device(device).type == "cuda" else t.to(device)
 
 
 class Causal:

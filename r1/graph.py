@@ -60,14 +60,13 @@ class Recorded:
         return self.out
 
 
-def on_host(*tensors: Tensor) -> tuple[list[Tensor], Callable[[], None]]:
-    """Copies, and what waits until they are whole: a GPU may be given more to do before."""
+def on_host(*tensors: Tensor) -> Callable[[], list[Tensor]]:
+    """Copies, once they are whole: until they are asked for, a GPU may be given more to do."""
     copies = [t.to("cpu", non_blocking=True) for t in tensors]
     if tensors[0].device.type != "cuda":
-        return copies, lambda: None
-    done = torch.cuda.Event()
-    done.record()
-    return copies, done.synchronize
+        return lambda: copies
+    done = torch.cuda.current_stream(tensors[0].device).record_event()
+    return lambda: done.synchronize() or copies
 
 
 # Of a function, once per process: what does not change from call to call, as the vocabulary's size, is a constant in it.

@@ -30,8 +30,8 @@ def token_logprobs(x: Tensor, weight: Tensor, targets: Tensor, temperature: floa
                    compiled: Callable | None = None) -> tuple[Tensor, Tensor]:
     """Log-probability (N,) of each target under softmax(x @ weight.T / temperature), and the entropy (N,) of each distribution in
     nats, without gradient; both in float32. x (N, C), weight (V, C), of which the first `words` count. Logits are divided by the
-    sampling temperature: the trainer's distribution is the sampler's. They exist for `rows` of N at a time, and are made again in the
-    backward; `compiled` is what the passes over them are compiled by."""
+    sampling temperature: the trainer's distribution is the sampler's. They exist for `rows` of N at a time, and if that is not all are made
+    again in the backward; `compiled` is what the passes over them are compiled by."""
     read, slope = (compiled(_statistics_in_blocks), compiled(_slope_in_one)) if compiled else (_statistics, _slope)
     return _Read.apply(x, weight, targets, temperature, words or len(weight), rows or max(1, len(x)), read, slope)
 
@@ -44,8 +44,9 @@ class _Read(torch.autograd.Function):
         found = []
         with torch.autocast(x.device.type, enabled=False):      # which would round the entropy to bfloat16
             for part, t in zip(x.split(rows), targets.split(rows), strict=True):
-                logits = F.linear(part, weight)
-                found.append(read(logits[:, :words], t, temperature))
+                logits = None                                   # one piece at a time
+                logits = _logits(part, weight, words)
+                found.append(read(logits, t, temperature))
         logp, entropy, lse = (torch.cat(each) for each in zip(*found, strict=True))
         ctx.save_for_backward(x, weight, targets, lse, logits if len(found) == 1 else None)
         ctx.about = temperature, words, rows, slope
@@ -58,15 +59,19 @@ class _Read(torch.autograd.Function):
         (x, weight, targets, lse, kept), (temperature, words, rows, slope) = ctx.saved_tensors, ctx.about
         dx, dw = torch.empty_like(x), torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         for i in range(0, len(x), rows):
-            at = slice(i, i + rows)
-            logits = F.linear(x[at], weight) if kept is None else kept
-            d = slope(logits[:, :words], targets[at], lse[at], grad[at] / temperature, temperature)      # (n, words)
-            if words < len(weight):
-                d = F.pad(d, (0, len(weight) - words))
+            at, logits, d = slice(i, i + rows), None, None
+            logits = _logits(x[at], weight, words) if kept is None else kept
+            d = slope(logits, targets[at], lse[at], grad[at] / temperature, temperature)      # (n, V)
             dx[at] = d @ weight
             if dw is not None:
                 dw.addmm_(d.T, x[at])
         return dx, dw, *[None] * 6
+
+
+def _logits(x: Tensor, weight: Tensor, words: int) -> Tensor:
+    logits = F.linear(x, weight)
+    logits[:, words:] = -1e30       # ids beyond the tokenizer's: probability and gradient are 0 (and 0 * inf would be nan)
+    return logits
 
 
 def _statistics(logits: Tensor, targets: Tensor, temperature: float) -> tuple[Tensor, Tensor, Tensor]:

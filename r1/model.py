@@ -230,13 +230,12 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, context: Causal | None = None, at: Tensor | None = None, read: Callable | None = None):
         """Logits (B, T, V) of the token after each of `ids` (B, T), which stand as `context` says.
 
-        With `at`, a mask (B, T) or indices, those of N positions alone, (N, V). With `read` too, what it makes of hidden states (N, C)
+        With `at` (N,), those of N places in (B T) alone, (N, V). With `read` too, what it makes of hidden states (N, C)
         and the head's weight (V, C), so that (N, V) need never exist."""
         context = context or Causal()
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16 and self.head is None):   # laid out: cast already
             x = self.hidden(ids, context)
             if at is not None:
-                at = at.flatten().nonzero()[:, 0] if at.dtype == torch.bool else at
                 x = x.flatten(0, 1).index_select(0, at)                                 # (N, C); [at] would add gradients in any order
             if read is None:
                 return linear(x, self.head, self.lm_head)[..., :self.words]

@@ -87,10 +87,10 @@ def supervised_logprobs(model: nn.Module, batch: Batch, temperature: float = 1.0
     targets = batch.targets.flatten().index_select(0, at)                                # (N,)
     if context is not None:
         ids, at = ids.flatten()[context.token][None], context.place.flatten().index_select(0, at)     # (1, N of all tokens), (N,)
-    rows = at_once(model.cfg.vocab_size, ids.device.type == "cpu", model.compiled)
+    rows = at_once(model.cfg.vocab_size, ids.device.type == "cpu", model.compiled and model.bf16)
     logp, entropy = model(ids, context, at, lambda x, weight: token_logprobs(x, weight, targets, temperature, model.words, rows,
                                                                              graph.compiled if model.compiled else None))
-    return torch.zeros(batch.mask.shape, device=logp.device).masked_scatter(batch.mask, logp), entropy
+    return logp.new_zeros(batch.mask.numel()).index_copy(0, batch.learned, logp).view(batch.mask.shape), entropy
 
 
 def optimise(model: nn.Module, optimizer: torch.optim.Optimizer | Several, examples: list[Example],

@@ -60,7 +60,8 @@ def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
     row = torch.arange(len(u), device=u.device)
     inside = weight[row, block].double()                                                # (N, BLOCK)
     index = _find(inside, rest)[0]
-    return block * BLOCK + index, inside[row, index].log() - sums.sum(-1).log()
+    token = (block * BLOCK + index).clamp(max=logits.shape[1] - 1)                      # of a row of nan, too, one that there is
+    return token, inside[row, index].log() - sums.sum(-1).log()
 
 
 def _find(weight: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
@@ -118,8 +119,7 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
     dtype = torch.bfloat16 if model.bf16 else model.embed_tokens.weight.dtype
     cache = KVCache(model.cfg, len(prompts), longest, device, dtype, start)
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)   # (Q, T)
-    at = torch.arange(longest, device=device).expand_as(ids) == longest - 1
-    return cache, model(ids, cache, at)
+    return cache, model(ids, cache, torch.arange(longest - 1, ids.numel(), longest, device=device))
 
 
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
@@ -165,12 +165,12 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
         token, logp = steps.draw(logits, send(torch.from_numpy(uniform(seeds[live], at)), device))
-        (drawn, logp), wait = on_host(token, logp)
+        drawn = on_host(token, logp)
         if early := device.type == "cuda" and (keep & (at + 1 < limit[live])).any():     # the GPU reads on while the host looks at what was drawn
             logits = steps.read(token, cache)
-        wait()
+        chosen, logp = drawn()
         check(logp)
-        for j, (row, id, lp) in enumerate(zip(live, drawn.tolist(), logp.tolist(), strict=True)):
+        for j, (row, id, lp) in enumerate(zip(live, chosen.tolist(), logp.tolist(), strict=True)):
             if not keep[j]:
                 continue
             ids[row].append(id)
