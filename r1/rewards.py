@@ -70,7 +70,7 @@ def format_fault(completion: str, finish: str) -> str:
     tags = ("<think>", "</think>", "<answer>", "</answer>")
     if wrong := [f"{tag} {n} times" for tag in tags if (n := completion.count(tag)) != 1]:
         return "each tag must stand once: " + ", ".join(wrong)
-    match = re.fullmatch("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", completion, re.DOTALL)   # there is only one way to match
+    match = re.fullmatch("(.*)<think>(.*)</think>.*<answer>(.*)</answer>(.*)", completion, re.DOTALL)   # each tag stands once: one way to match
     if not match:
         return "the tags are in the wrong order"
     if not all(any(c.isprintable() and not c.isspace() for c in block) for block in match.group(2, 3)):     # of spaces and no width alone
