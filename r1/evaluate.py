@@ -29,7 +29,7 @@ def evaluate(cfg: Evaluate, folder: Folder, template: str, source: Path, forbid:
     eval_samples.jsonl."""
     ranks.at("loading the model", f"the evaluation of {folder.name}")
     model, tokenizer = checkpoint.load_model(source, folder.device), Tokenizer.load(source).with_template(folder.template(template))
-    model.bf16 = cfg.bf16
+    model.bf16 = folder.bf16(cfg.bf16)
     eos, setting = eos_ids(source), settings(cfg, folder, template)
     if forbid:
         ids = {text: tokenizer.encode(text) for text in forbid}

@@ -11,6 +11,7 @@ import platform
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -91,6 +92,15 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
     return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
 
+@lru_cache(1)
+def fast_bf16() -> bool:
+    """Whether this CPU has instructions for bfloat16. Most laptops' have not, and torch then computes number by number."""
+    can = torch.cpu.get_capabilities()
+    if can["architecture"] == "x86_64":
+        return can["avx512_bf16"] or can["amx_bf16"]
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
     """The product with these layers for many forwards without a backward: weights and biases are cast once, and on x86 CPUs put in the
     blocked order that oneDNN computes in, which it would otherwise make anew in every call."""
@@ -98,7 +108,7 @@ def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable[[Tens
     weight = torch.cat(weights) if len(layers) > 1 else weights[0]
     bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
-            dtype == torch.float32 or dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+            dtype == torch.float32 or dtype == torch.bfloat16 and fast_bf16()):
         blocked, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
         return lambda x: product(x.to(dtype), blocked, bias, "none", [], "")
     return lambda x: F.linear(x.to(dtype), weight, bias)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from r1 import graph, ranks
 from r1.data import collate
 from r1.losses import at_once, token_logprobs
+from r1.model import fast_bf16
 from r1.types import Batch, Example
 
 
@@ -36,8 +37,37 @@ def make_optimizer(model: nn.Module, lr: float, betas: tuple[float, float], weig
     if offload:
         return Several(*(Hosted([{**g, "params": [p]}], lr=lr, betas=betas, fused=True) for g in groups for p in g["params"]))
     adamw = torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
-    muon = [torch.optim.Muon([{"params": hidden, "scale": muon_lr / lr}], lr=muon_lr, weight_decay=weight_decay)] if hidden else []
-    return Several(*muon, adamw) if muon else adamw
+    return Several(Muon([{"params": hidden, "scale": muon_lr / lr}], {"lr": muon_lr, "weight_decay": weight_decay}), adamw) if hidden else adamw
+
+
+class Muon(torch.optim.Optimizer):
+    """What torch.optim.Muon does with its defaults, but for all matrices of a shape at once, which takes half the time, and
+    not in bfloat16 where a CPU has no instructions for it, which takes a thirtieth."""
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            shapes: dict[tuple[int, int], list[tuple[Tensor, Tensor]]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    state = self.state[p]
+                    momentum = state["momentum_buffer"] = state["momentum_buffer"] if state else torch.zeros_like(p)
+                    momentum.lerp_(p.grad, 0.05)
+                    shapes.setdefault(tuple(p.shape), []).append((p, ranks.whole(p.grad.lerp(momentum, 0.95))))     # Nesterov's; it looks at whole matrices
+            for (rows, columns), some in shapes.items():
+                for (p, _), move in zip(some, orthogonal(torch.stack([m for _, m in some])), strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    ranks.local(p).add_(move[slice(*ranks.rows(rows))], alpha=-group["lr"] * max(1, rows / columns) ** 0.5)
+
+
+def orthogonal(x: Tensor) -> Tensor:
+    """Matrices (N, R, C) with their singular values brought near to 1, by five steps of Newton and Schulz whose coefficients are Jordan's."""
+    y = (x.mT if x.shape[1] > x.shape[2] else x).to(torch.bfloat16 if x.device.type == "cuda" or fast_bf16() else torch.float32)
+    y = y / y.flatten(1).norm(dim=1).clamp(min=1e-7)[:, None, None]
+    for _ in range(5):
+        gram = y @ y.mT
+        y = torch.baddbmm(y, torch.baddbmm(gram, gram, gram, beta=-4.775, alpha=2.0315), y, beta=3.4445)
+    return y.mT if x.shape[1] > x.shape[2] else y
 
 
 class Hosted(torch.optim.AdamW):
@@ -73,9 +103,6 @@ class Several:
 
     def step(self) -> None:
         for o in self.parts:
-            for p in o.param_groups[0]["params"] if isinstance(o, torch.optim.Muon) else []:      # it looks at whole matrices
-                p.grad = ranks.replicated(p.grad)
-                o.state[p] = {k: ranks.replicated(v) for k, v in o.state[p].items()}
             o.step()
 
 

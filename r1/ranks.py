@@ -221,11 +221,6 @@ def whole(t: Tensor) -> Tensor:
     return t.full_tensor() if hasattr(t, "full_tensor") else t
 
 
-def replicated(t: Tensor) -> Tensor:
-    """A sharded tensor whose every rank holds all of it: what is computed from it needs no more words."""
-    return t.redistribute(placements=_placements(0)) if hasattr(t, "redistribute") else t
-
-
 def local(t: Tensor) -> Tensor:
     """The rows that this rank holds of a sharded tensor."""
     return t.redistribute(placements=_placements()).to_local() if hasattr(t, "redistribute") else t
@@ -239,10 +234,10 @@ def like(t: Tensor, rows: Tensor) -> Tensor:
     return DTensor.from_local(rows, t.device_mesh, _placements(), shape=t.shape, stride=t.stride())
 
 
-def _placements(cut: int = 1) -> list:
-    """On the mesh's dimensions: copies, and on the last `cut` of them rows."""
+def _placements() -> list:
+    """On the mesh's dimensions: copies, and on the last of them rows."""
     from torch.distributed.tensor import Replicate, Shard
-    return [Replicate()] * (_mesh.ndim - cut) + [Shard(0)] * cut
+    return [Replicate()] * (_mesh.ndim - 1) + [Shard(0)]
 
 
 def part() -> tuple[int, int, bool]:

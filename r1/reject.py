@@ -24,7 +24,7 @@ def reject(cfg: Reject, folder: Folder) -> None:
     """A model and problems -> examples.jsonl of {"prompt", "completion"}."""
     start = folder.find_model(cfg.init)
     model, tokenizer = checkpoint.load_model(start, folder.device), Tokenizer.load(start).with_template(folder.template(cfg.template))
-    model.bf16 = cfg.bf16
+    model.bf16 = folder.bf16(cfg.bf16)
     problems = distinct(cfg.data, cfg.problems, folder, "")
 
     def sift(at: int) -> dict:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from r1 import checkpoint, hub, ranks, stop, watch
 from r1.config import Stage
 from r1.files import append_text, digest, digests, jsonl, load_json, sync, write_text, writing
 from r1.gguf import import_gguf
+from r1.model import fast_bf16
 from r1.optim import Several
 from r1.types import UserError
 
@@ -88,6 +90,13 @@ class Folder:
             imported = self.root / "imported" / name
             return imported if imported.is_dir() else import_gguf(init, imported)
         raise UserError(f"{self.name} starts from {init!r}: no stage of {self.root} has made it, and no such folder exists")
+
+    def bf16(self, wanted: bool) -> bool:
+        """Whether products run in bfloat16: where the config wants it and this device has instructions for it."""
+        if wanted and self.device == "cpu" and not fast_bf16():
+            _say_float32()
+            return False
+        return wanted
 
     def template(self, name: str) -> str | None:
         """The text of a named template; None stands for the model's own chat template."""
@@ -279,6 +288,11 @@ def keep_freed_memory() -> None:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(-4, 0)                  # M_MMAP_MAX: no mappings of their own
         libc.mallopt(-1, -1)                 # M_TRIM_THRESHOLD: what is free at the end stays
+
+
+@lru_cache(1)
+def _say_float32() -> None:
+    stop.tell("note: bf16 is left out, because this CPU has no instructions for it and is many times faster in float32", sys.stderr)
 
 
 def hardware() -> dict:

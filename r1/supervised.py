@@ -111,7 +111,7 @@ def train(model: Transformer, batch: Callable[[int], list[Example]], steps: int,
     """`steps` steps of masked cross-entropy on `batch(step)`, from the folder's last state on. Returns the model, in
     shards where there are several ranks."""
     o = cfg.optim
-    model = ranks.shard(model, o.bf16, o.recompute, o.compile)
+    model = ranks.shard(model, folder.bf16(o.bf16), o.recompute, o.compile)
     optimizer = make_optimizer(model, o.lr, tuple(o.betas), o.weight_decay, o.muon_lr, o.offload)
     done = folder.resume(model, optimizer)
 

@@ -246,6 +246,35 @@ def test_master_weights_and_moments_are_fp32_when_the_forward_is_bf16(make_model
 
 # ---- the learning rate -------------------------------------------------------------------------
 
+@pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
+def test_orthogonal_is_a_polynomial_of_the_singular_values(monkeypatch, shape):
+    """Five times a s + b s^3 + c s^5, from singular values whose squares sum to 1; singular vectors stay."""
+    monkeypatch.setattr(optim, "fast_bf16", lambda: False)
+    x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
+    s = s / (s * s).sum(dim=1, keepdim=True).sqrt()
+    for _ in range(5):
+        s = 3.4445 * s - 4.775 * s ** 3 + 2.0315 * s ** 5
+    torch.testing.assert_close(optim.orthogonal(x).double(), u * s[:, None] @ v, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("fast, close", [(True, 3e-3), (False, 3e-2)])
+def test_muon_is_torchs_for_many_matrices_at_once(monkeypatch, fast, close):
+    """Weights after five steps of 0.02, some without a gradient. torch's products are in bfloat16, as these are where `fast`."""
+    monkeypatch.setattr(optim, "fast_bf16", lambda: fast)
+    g = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=g) for shape in ((16, 16), (48, 16), (16, 16), (16, 48), (48, 16))]
+    own, theirs = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))
+    a, b = optim.Muon(own, {"lr": 0.02, "weight_decay": 0.1}), torch.optim.Muon(theirs, lr=0.02, weight_decay=0.1)
+    for step in range(5):
+        for i, (p, q) in enumerate(zip(own, theirs, strict=True)):
+            p.grad = q.grad = torch.randn(p.shape, generator=g) if (i, step) != (2, 1) else None
+        a.step(), b.step()
+    for p, q, t in zip(own, theirs, start, strict=True):
+        assert (p - q).norm() / (q - t).norm() < close
+        torch.testing.assert_close(a.state[p]["momentum_buffer"], b.state[q]["momentum_buffer"])
+
+
 def test_learning_rate_by_hand():
     """10 steps, 2 of warm-up to 1: 1/2, 1, then a half cosine from 1 to 0.1 over 8 steps."""
     rates = [lr_at(s, 10, 1.0, 2, 0.1, "cosine") for s in range(11)]

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from r1 import config, pipeline
 from r1.supervised import shape
@@ -60,6 +61,24 @@ def run(tmp_path_factory):
 
 def script(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
+
+
+def test_a_cpu_without_bfloat16_runs_in_float32_and_says_so(run, tmp_path, monkeypatch, capsys):
+    """To the same bits as a config that does not ask for it. A laptop's processor has AVX2 alone; the last Xeons have AMX."""
+    from r1 import model, runtime
+    has = dict.fromkeys(("avx2", "avx512_bf16", "amx_bf16"), False) | {"architecture": "x86_64"}
+    for more, able in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda more=more: has | more)
+        model.fast_bf16.cache_clear()
+        assert model.fast_bf16() == able
+    model.fast_bf16.cache_clear()
+    monkeypatch.undo()
+    monkeypatch.setattr(runtime, "fast_bf16", lambda: False)
+    runtime._say_float32.cache_clear()
+    pipeline.run(config.load(run[0], [f"out={tmp_path / 'out'}", "cold.bf16=true", "evaluate.bf16=true", *(f"{s}.optim.bf16=true" for s in ("base", "zero", "dev1", "dev2"))]))
+    assert capsys.readouterr().err.count("note: bf16 is left out, because this CPU") == 1
+    for file in ("base/model/model.safetensors", "zero/model/model.safetensors", "cold/examples.jsonl", "dev1/model/model.safetensors", "dev2/model/model.safetensors"):
+        assert (tmp_path / "out" / file).read_bytes() == (run[1] / file).read_bytes(), file
 
 
 def test_a_run_leaves_what_the_readme_promises(run):
