@@ -4,8 +4,8 @@ import random
 import pytest
 import torch
 
-from r1 import data, losses
-from r1.context import KVCache, Ragged
+from r1 import context, data, losses
+from r1.context import KVCache, Ragged, added, sdpa
 from r1.data import collate, families, micro_batches, prompt_length
 from r1.losses import grpo_loss, token_logprobs
 from r1.model import SwiGLU, lay_out, linear
@@ -144,6 +144,29 @@ def test_rows_behind_prompts_read_what_they_read_alone(make_model, options):
 
 
 # ---- written by hand, because autograd would keep or do more ---------------------------------------
+
+@pytest.mark.parametrize("short", [0, 512])
+@pytest.mark.parametrize("T, before", [(1, 0), (128, 0), (129, 0), (300, 0), (300, 37), (130, 200)])
+def test_attention_is_its_formula(monkeypatch, short, T, before):
+    """softmax(q k / sqrt D) v, query by query, and its gradient; columns before the rows' own of which some are hidden. By plain
+    products and (`short` 0) by torch's kernel."""
+    monkeypatch.setattr(context, "SHORT", short)
+    g, S = torch.Generator().manual_seed(T), T + before
+    q, k, v = (torch.randn(2, n, h, 8, generator=g, dtype=D, requires_grad=True) for n, h in ((T, 6), (S, 2), (S, 2)))
+    weight = torch.randn(2, T, 6, 8, generator=g, dtype=D)
+    hidden = torch.tensor([0, before // 2])
+    seen = (torch.arange(S) <= before + torch.arange(T)[:, None]) & (torch.arange(S) >= hidden[:, None, None])      # (2, T, S)
+    own = sdpa(q, k, v, added(seen[:, None], D) if before else None)
+    rows = []
+    for h in range(6):                                       # three query heads to a key head
+        score = torch.einsum("btd,bsd->bts", q[:, :, h], k[:, :, h // 3]) / 8 ** 0.5
+        weights = torch.where(seen, score.exp(), 0)
+        rows.append(weights / weights.sum(-1, keepdim=True) @ v[:, :, h // 3])
+    formula = torch.stack(rows, dim=2)
+    torch.testing.assert_close(own, formula)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (own, formula)), strict=True):
+        torch.testing.assert_close(a, b)
+
 
 def test_swiglu_has_the_gradient_of_its_formula():
     x = torch.randn(2, 3, 8, dtype=D, requires_grad=True)
