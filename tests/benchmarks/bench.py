@@ -8,7 +8,7 @@
     python tests/benchmarks/bench.py memory      how tokens/s and memory grow with batch, prompt, completion and model
     python tests/benchmarks/bench.py parts       what each technique brings: the same without it
     python tests/benchmarks/bench.py start       seconds until --help, --list, an error in a config
-    python tests/benchmarks/bench.py tiny        seconds of every stage of configs/tiny.yaml
+    python tests/benchmarks/bench.py tiny        parts of every stage of configs/tiny.yaml, before and now; needs runs/tiny
     python tests/benchmarks/bench.py cuda        on a CUDA device: sampling beside transformers and the memory's rate, training beside that of products
     python tests/benchmarks/bench.py recipe      there too: two steps of configs/qwen2.5-0.5b-gsm8k.yaml from random weights, their memory and times
 
@@ -171,35 +171,55 @@ def start(folder: str, repeats: int) -> tuple[dict, str]:
     return found, "\n".join(lines) + "\n"
 
 
-BEFORE = "0f7ba4c"      # the commit before any of this
+BEFORE = "0f7ba4c"                                                                                        # the commit before any of this
+PART = {"pretrain": ("steps", 60), "grpo": ("steps", 4), "reject": ("problems", 100), "sft": ("epochs", 1)}      # of a stage, and of an evaluation
+PROBLEMS = 25
 
 
 def tiny(folder: str, repeats: int) -> tuple[dict, str]:
-    """One run each of the code of before and of now: in the world of now, with today's settings but for fine-tuning in bf16, which
-    came with this work; a quarter of the evaluation's samples."""
-    old, config = Path(folder) / "old", Path(folder) / "tiny.yaml"
-    config.write_text("".join(line for line in (ROOT / "configs/tiny.yaml").read_text().splitlines(True) if "snapshots:" not in line))
+    """A part of every stage of configs/tiny.yaml by the code of before and of now, in turns, from the models of runs/tiny and in
+    the world of now. Before, fine-tuning and RL were in float32."""
+    import yaml
+    old, cfg, run, share = Path(folder) / "old", yaml.safe_load((ROOT / "configs/tiny.yaml").read_text()), ROOT / "runs/tiny", {}
+    if not (run / "student_rl/model").is_dir():
+        raise SystemExit(f"{run} is missing: first run python train.py configs/tiny.yaml")
     for words in (["clone", "-q", ROOT, old], ["-C", old, "checkout", "-q", BEFORE]):
         subprocess.run(["git", *map(str, words)], check=True)
     (old / "r1/world.py").write_text((ROOT / "r1/world.py").read_text())
     caller = (old / "r1/supervised.py").read_text()
     (old / "r1/supervised.py").write_text(caller.replace("cfg.thinks, cfg.mixes)", "cfg.thinks, cfg.mixes, 0.3)"))
-    found = {}
-    for name, where, more in (("before", old, [f"{s}.optim.bf16=false" for s in ("dev1", "dev3", "student")]), ("now", ROOT, [])):
-        subprocess.run([sys.executable, "train.py", str(config), f"out={folder}/{name}", "evaluate.problems=100", "evaluate.k=8", *more], cwd=where, check=True)
-        found[name] = [json.loads((Path(folder) / name / "results.json").read_text())]
-    return found, compare(*(found[name][0]["stages"] for name in ("before", "now")))
+    share["evaluations"], cfg["evaluate"]["problems"] = PROBLEMS / cfg["evaluate"]["problems"], PROBLEMS
+    cfg["evaluate"]["sample"] = {"max_new_tokens": 256, "temperature": 0.6, "top_p": 0.95}       # the default of now
+    for s in cfg["stages"]:
+        size, part = PART[s["kind"]]
+        share[s["name"]], s[size] = part / s[size], part
+        s["init"] = str(run / {"base": "base", "zero": "zero/step20"}.get(s["name"], s.get("init")) / "model")
+        for key in ("snapshots", "others", "others_problems"):
+            s.pop(key, None)
+        if s["kind"] == "sft":
+            s["data"] = [str(run / s["data"][0] / "examples.jsonl")]
+        elif s["kind"] != "pretrain":
+            s["sample"] = {"max_new_tokens": 256}
+    config, found = Path(folder) / "tiny.yaml", {"before": [], "now": []}
+    config.write_text(yaml.safe_dump(cfg))
+    float32 = [f"{s['name']}.optim.bf16=false" for s in cfg["stages"] if s["kind"] in ("sft", "grpo")]
+    for i in range(repeats):
+        for who, where, more in (("before", old, float32), ("now", ROOT, [])):
+            subprocess.run([sys.executable, "train.py", str(config), f"out={folder}/{who}{i}", *more], cwd=where, check=True)
+            stages = json.loads((Path(folder) / f"{who}{i}/results.json").read_text())["stages"]
+            spent = {s["name"]: s["done"]["seconds"] for s in stages} | {"evaluations": sum(s["eval"]["seconds"] for s in stages if "eval" in s)}
+            found[who].append({name: seconds / share[name] for name, seconds in spent.items()})
+    return found, tiny_table(found)
 
 
-def compare(before: list, now: list) -> str:
-    then = {s["name"]: s for s in before}
-    spent = lambda s: (s["done"]["seconds"], s.get("eval", {}).get("seconds", 0))  # noqa: E731
-    right = lambda s: f"{100 * s['eval']['reasoning']['pass@1']:.1f} ± {100 * s['eval']['reasoning']['se']:.1f}" if "eval" in s else ""  # noqa: E731
-    rows = {s["name"]: (*spent(then[s["name"]]), *spent(s)) for s in now}
-    rows["all"] = tuple(map(sum, zip(*rows.values(), strict=True)))
-    shown = {s["name"]: (right(then[s["name"]]), right(s)) for s in now} | {"all": ("", "")}
-    lines = ["| stage | before, s | its evaluation, s | right, % | now, s | its evaluation, s | right, % | both, now / before |", "|---|---:|---:|---:|---:|---:|---:|---:|"]
-    lines += [f"| {name} | {a:.0f} | {b:.0f} | {shown[name][0]} | {c:.0f} | {d:.0f} | {shown[name][1]} | {(c + d) / (a + b):.2f} |" for name, (a, b, c, d) in rows.items()]
+def tiny_table(found: dict[str, list]) -> str:
+    lines = ["| stage | before, s | now, s | now / before | from, to |", "|---|---:|---:|---:|---:|"]
+    for runs in found.values():
+        for r in runs:
+            r["all"] = sum(r.values())
+    for name in found["now"][0]:
+        ratios = [b[name] / a[name] for a, b in zip(found["before"], found["now"], strict=True)]
+        lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |")
     return "\n".join(lines) + "\n"
 
 
