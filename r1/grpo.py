@@ -40,9 +40,9 @@ def grpo(cfg: GRPO, folder: Folder) -> None:
     """A model and problems that rules can check -> the model after RL."""
     start = folder.find_model(cfg.init)
     o, tokenizer, eos = cfg.optim, Tokenizer.load(start).with_template(folder.template(cfg.template)), eos_ids(start)
-    bf16, load = folder.bf16(o.bf16), lambda: checkpoint.load_model(start, folder.device)  # noqa: E731
-    policy = ranks.shard(lora.adapt(load(), cfg.lora, folder.seed), bf16, o.recompute, o.compile)
-    reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(load(), bf16, compiled=o.compile)
+    bf16 = folder.bf16(o.bf16)
+    policy = ranks.shard(lora.adapt(checkpoint.load_model(start, folder.device), cfg.lora, folder.seed), bf16, o.recompute, o.compile)
+    reference = None if not cfg.kl_coef else policy if cfg.lora.rank else ranks.shard(checkpoint.load_model(start, folder.device), bf16, compiled=o.compile)
     if reference is not None:
         reference.words = tokenizer.vocab_size
     sources = open_sources(cfg.data, folder.evaluated)

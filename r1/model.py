@@ -92,12 +92,14 @@ def linear(x: Tensor, ready: Callable | None, *layers: nn.Linear) -> Tensor:
     return F.linear(x, torch.cat([layer.weight.to(dtype) for layer in layers]), bias)
 
 
-@lru_cache(1)
-def fast_bf16() -> bool:
-    """Whether this CPU has instructions for bfloat16. Most laptops' have not, and torch then computes number by number."""
-    can = torch.cpu.get_capabilities()
+@lru_cache
+def fast_bf16(device: str) -> bool:
+    """Whether there are instructions for bfloat16. Most laptops' CPUs have none: torch emulates them, with AVX2 alone number by number."""
+    if device != "cpu":
+        return True
+    can = torch.cpu.get_capabilities()                      # of an unknown CPU its architecture alone
     if can["architecture"] == "x86_64":
-        return can["avx512_bf16"] or can["amx_bf16"]
+        return can.get("avx512_bf16", False) or can.get("amx_bf16", False)
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -108,7 +110,7 @@ def lay_out(layers: tuple[nn.Linear, ...], dtype: torch.dtype) -> Callable[[Tens
     weight = torch.cat(weights) if len(layers) > 1 else weights[0]
     bias = torch.cat([layer.bias for layer in layers]).to(dtype) if layers[0].bias is not None else None
     if weight.device.type == "cpu" and platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available() and (
-            dtype == torch.float32 or dtype == torch.bfloat16 and fast_bf16()):
+            dtype == torch.float32 or dtype == torch.bfloat16 and fast_bf16("cpu")):
         blocked, product = torch.ops.mkldnn._reorder_linear_weight(weight), torch.ops.mkldnn._linear_pointwise.default
         return lambda x: product(x.to(dtype), blocked, bias, "none", [], "")
     return lambda x: F.linear(x.to(dtype), weight, bias)

@@ -16,7 +16,7 @@ from r1.files import load_json, write_text
 from r1.grpo import grpo
 from r1.hf_config import load_config
 from r1.reject import reject
-from r1.model import ModelConfig
+from r1.model import ModelConfig, fast_bf16
 from r1.report import write_report
 from r1.rewards import check_weights, load_reward
 from r1.runtime import Folder, hardware, locked, pick_device
@@ -46,6 +46,8 @@ def run(cfg: cfgs.Config, only: str = "") -> None:
         watch.check(cfg.log)
         held = evaluated(list(cfg.evaluate.domains.values()))
         check_ahead(cfg, [s for s in stages if not (root / s.name / "done.json").is_file()], held)
+        if any(getattr(at, "bf16", False) for at in (cfg.evaluate, *(getattr(s, "optim", s) for s in stages))) and not fast_bf16(device):
+            stop.tell("note: bf16 is left out: this CPU has no instructions for it, and is faster in float32", sys.stderr)
         with locked(root):
             ranks.lead(lambda: write_results(cfg, root))
             for stage in stages:

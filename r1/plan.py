@@ -14,7 +14,7 @@ import torch
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
 from r1.context import READ, SCORES, SHORT, chunk
 from r1.losses import at_once
-from r1.model import ModelConfig
+from r1.model import ModelConfig, fast_bf16
 
 SLACK, LIBRARIES = 1.2, 260e6
 DEFAULT_PROMPT = 128      # tokens, where nothing says how long prompts are
@@ -36,7 +36,8 @@ def parameters(m: ModelConfig) -> int:
 
 def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt: int = DEFAULT_PROMPT, evaluate: Evaluate | None = None) -> Phases:
     """Of a stage that trains or samples with a model of this shape, and is evaluated."""
-    P, o = parameters(m), getattr(stage, "optim", None)
+    P, o, able = parameters(m), getattr(stage, "optim", None), fast_bf16("cpu" if cpu else "cuda")
+    o = o and replace(o, bf16=o.bf16 and able)
     trained = P if o else 0
     if getattr(stage, "lora", None) and stage.lora.rank:
         trained = lora_parameters(m, stage.lora)
@@ -53,10 +54,10 @@ def plan(stage: Stage, m: ModelConfig, cpu: bool = True, ranks: int = 1, prompt:
         phases["update"] = held | update
     if isinstance(stage, (GRPO, Reject)):
         whole = {"weights gathered": 4 * P} if ranks > 1 else {}
-        phases["sampling"] = held | whole | sample(m, stage.sample, stage.problems, stage.group, prompt, ranks, o.bf16 if o else stage.bf16, cpu)
+        phases["sampling"] = held | whole | sample(m, stage.sample, stage.problems, stage.group, prompt, ranks, o.bf16 if o else stage.bf16 and able, cpu)
     if evaluate and evaluate.domains and not isinstance(stage, Reject):
         alone = {"libraries": held["libraries"], "weights": 4 * P}
-        phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16, cpu)
+        phases["evaluation"] = alone | sample(m, evaluate.sample, evaluate.problems, evaluate.k, prompt, ranks, evaluate.bf16 and able, cpu)
     return phases
 
 

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,11 +91,8 @@ class Folder:
         raise UserError(f"{self.name} starts from {init!r}: no stage of {self.root} has made it, and no such folder exists")
 
     def bf16(self, wanted: bool) -> bool:
-        """Whether products run in bfloat16: where the config wants it and this device has instructions for it."""
-        if wanted and self.device == "cpu" and not fast_bf16():
-            _say_float32()
-            return False
-        return wanted
+        """Whether products run in bfloat16: where the config wants it and every rank has instructions for it."""
+        return wanted and all(ranks.together(lambda: fast_bf16(self.device)))
 
     def template(self, name: str) -> str | None:
         """The text of a named template; None stands for the model's own chat template."""
@@ -172,7 +168,7 @@ class Folder:
                     ranks.local(p).copy_(tensors[f"{which}.{n}"])
         checkpoint.load_optimizer(model, optimizer, tensors)
         now, then = {**hardware(), "ranks": ranks.world()}, meta.get("made_on", {})
-        other = [f"{k} {then.get(k)} -> {now[k]}" for k in ("torch", "threads", "gpu", "ranks") if now[k] != then.get(k)]
+        other = [f"{k} {then.get(k)} -> {now[k]}" for k in ("torch", "threads", "gpu", "bf16", "ranks") if now[k] != then.get(k, now[k])]
         if other:
             stop.tell(f"note: {self.name} goes on with {', '.join(other)}: right, but not to the same bits", sys.stderr)
         return step
@@ -290,13 +286,8 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, -1)                 # M_TRIM_THRESHOLD: what is free at the end stays
 
 
-@lru_cache(1)
-def _say_float32() -> None:
-    stop.tell("note: bf16 is left out, because this CPU has no instructions for it and is many times faster in float32", sys.stderr)
-
-
 def hardware() -> dict:
     """What the figures of a run were measured on."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu, "torch": torch.__version__,
+    return {"cpus": os.cpu_count(), "threads": torch.get_num_threads(), "gpu": gpu, "bf16": fast_bf16("cuda" if gpu else "cpu"), "torch": torch.__version__,
             "date": time.strftime("%Y-%m-%d")}

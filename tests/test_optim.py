@@ -249,7 +249,7 @@ def test_master_weights_and_moments_are_fp32_when_the_forward_is_bf16(make_model
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
 def test_orthogonal_is_a_polynomial_of_the_singular_values(monkeypatch, shape):
     """Five times a s + b s^3 + c s^5, from singular values whose squares sum to 1; singular vectors stay."""
-    monkeypatch.setattr(optim, "fast_bf16", lambda: False)
+    monkeypatch.setattr(optim, "fast_bf16", lambda device: False)
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
     u, s, v = torch.linalg.svd(x.double(), full_matrices=False)
     s = s / (s * s).sum(dim=1, keepdim=True).sqrt()
@@ -261,7 +261,7 @@ def test_orthogonal_is_a_polynomial_of_the_singular_values(monkeypatch, shape):
 @pytest.mark.parametrize("fast, close", [(True, 3e-3), (False, 3e-2)])
 def test_muon_is_torchs_for_many_matrices_at_once(monkeypatch, fast, close):
     """Weights after five steps of 0.02, some without a gradient. torch's products are in bfloat16, as these are where `fast`."""
-    monkeypatch.setattr(optim, "fast_bf16", lambda: fast)
+    monkeypatch.setattr(optim, "fast_bf16", lambda device: fast)
     g = torch.Generator().manual_seed(0)
     start = [torch.randn(shape, generator=g) for shape in ((16, 16), (48, 16), (16, 16), (16, 48), (48, 16))]
     own, theirs = ([torch.nn.Parameter(t.clone()) for t in start] for _ in range(2))

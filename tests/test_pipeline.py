@@ -63,22 +63,27 @@ def script(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.CompletedProc
     return subprocess.run([sys.executable, *args], cwd=cwd, capture_output=True, text=True, timeout=120, env={**os.environ, "OMP_NUM_THREADS": "1", **env})
 
 
-def test_a_cpu_without_bfloat16_runs_in_float32_and_says_so(run, tmp_path, monkeypatch, capsys):
-    """To the same bits as a config that does not ask for it. A laptop's processor has AVX2 alone; the last Xeons have AMX."""
-    from r1 import model, runtime
-    has = dict.fromkeys(("avx2", "avx512_bf16", "amx_bf16"), False) | {"architecture": "x86_64"}
-    for more, able in (({"avx2": True}, False), ({"avx512_bf16": True}, True), ({"amx_bf16": True}, True)):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda more=more: has | more)
-        model.fast_bf16.cache_clear()
-        assert model.fast_bf16() == able
-    model.fast_bf16.cache_clear()
-    monkeypatch.undo()
-    monkeypatch.setattr(runtime, "fast_bf16", lambda: False)
-    runtime._say_float32.cache_clear()
-    pipeline.run(config.load(run[0], [f"out={tmp_path / 'out'}", "cold.bf16=true", "evaluate.bf16=true", *(f"{s}.optim.bf16=true" for s in ("base", "zero", "dev1", "dev2"))]))
-    assert capsys.readouterr().err.count("note: bf16 is left out, because this CPU") == 1
+def test_a_cpu_without_bfloat16_runs_in_float32_and_says_so(tmp_path, monkeypatch, capsys):
+    """To the same bits as a config that does not ask for it, Muon included."""
+    from r1 import optim, runtime
+    for module in (pipeline, runtime, optim):
+        monkeypatch.setattr(module, "fast_bf16", lambda device: False)
+    (tmp_path / "mini.yaml").write_text(MINI.format(out=tmp_path))
+    asks = ["cold.bf16=true", "evaluate.bf16=true", *(f"{s}.optim.bf16=true" for s in ("base", "zero", "dev1", "dev2"))]
+    for name, more, said in (("plain", [], 0), ("asks", asks, 1)):
+        pipeline.run(config.load(tmp_path / "mini.yaml", [f"out={tmp_path / name}", *more]))
+        assert capsys.readouterr().err.count("note: bf16 is left out") == said
     for file in ("base/model/model.safetensors", "zero/model/model.safetensors", "cold/examples.jsonl", "dev1/model/model.safetensors", "dev2/model/model.safetensors"):
-        assert (tmp_path / "out" / file).read_bytes() == (run[1] / file).read_bytes(), file
+        assert (tmp_path / "asks" / file).read_bytes() == (tmp_path / "plain" / file).read_bytes(), file
+
+
+@pytest.mark.parametrize("can, able", [({"architecture": "x86_64", "avx2": True, "avx512_bf16": False, "amx_bf16": False}, False), ({"architecture": "x86_64"}, False),
+                                       ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, True), ({"architecture": "x86_64", "amx_bf16": True}, True)])
+def test_who_has_bfloat16(monkeypatch, can, able):
+    """A laptop, a CPU that torch cannot ask, an EPYC, a Xeon."""
+    from r1.model import fast_bf16
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: can)
+    assert fast_bf16.__wrapped__("cpu") == able and fast_bf16.__wrapped__("cuda")
 
 
 def test_a_run_leaves_what_the_readme_promises(run):

@@ -46,6 +46,15 @@ def test_advice_fits():
     assert plan.peak(plan.plan(stage, m, evaluate=wide)) > whole and "evaluate" in plan.advice(stage, m, whole * 1.1, True, 1, plan.DEFAULT_PROMPT)
 
 
+def test_without_instructions_for_bfloat16_the_plan_is_that_of_float32(monkeypatch):
+    cfg, m = config.load(Path(__file__).parents[1] / "configs/tiny.yaml"), ModelConfig()
+    monkeypatch.setattr(plan, "fast_bf16", lambda device: False)
+    for s in cfg.stages:
+        change = lambda to: {"optim": replace(s.optim, bf16=to)} if hasattr(s, "optim") else {"bf16": to}  # noqa: B023,E731
+        asked, plain = (plan.plan(replace(s, **change(to)), m, evaluate=replace(cfg.evaluate, bf16=to)) for to in (True, False))
+        assert asked == plain, s.name
+
+
 def test_a_gpu_is_planned_as_it_was_measured():
     """What docs/results/performance/cuda.json says that an H100 took."""
     sys.path.insert(0, str(ROOT / "tests/benchmarks"))

