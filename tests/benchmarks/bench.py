@@ -220,14 +220,20 @@ def tiny(folder: str, repeats: int) -> tuple[dict, str]:
                 spent[name] = PART["grpo"][1] * statistics.median(times[1:]) if kind == "grpo" else times[0]
             whole = {name: seconds / share[name] for name, seconds in spent.items()}
             found[who].append(whole | {"all": sum(whole.values())})
+    made = json.loads((run / "results.json").read_text())["stages"]
+    found["run"] = [{s["name"]: s["done"]["seconds"] for s in made} | {"evaluations": sum(s["eval"]["seconds"] for s in made if "eval" in s)}]
+    found["right"] = [{s["name"]: [s["eval"]["reasoning"][k] for k in ("pass@1", "se")] for s in made if "eval" in s}]
+    found["run"][0]["all"] = sum(found["run"][0].values())
     return found, tiny_table(found)
 
 
 def tiny_table(found: dict[str, list]) -> str:
-    lines = ["| stage | before, s | now, s | now / before | from, to |", "|---|---:|---:|---:|---:|"]
-    for name in found["now"][0]:
+    lines = ["| stage | before, s | now, s | now / before | from, to | the whole run, s | right, % |", "|---|---:|---:|---:|---:|---:|---:|"]
+    for name, seconds in found["run"][0].items():
         ratios = [b[name] / a[name] for a, b in zip(found["before"], found["now"], strict=True)]
-        lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |")
+        right = " ± ".join(f"{100 * v:.1f}" for v in found["right"][0].get(name, []))
+        lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} | "
+                     f"{seconds:.0f} | {right} |")
     return "\n".join(lines) + "\n"
 
 
