@@ -183,7 +183,7 @@ PROBLEMS = 25
 
 def tiny(folder: str, repeats: int) -> tuple[dict, str]:
     """A part of every stage of configs/tiny.yaml by the code of before and of now, in turns, from the models of runs/tiny and in
-    the world of now. Before, fine-tuning and RL were in float32. What takes the same time in a part and in the whole, such as loading,
+    the world of now. Before, all but pretraining was in float32. What takes the same time in a part and in the whole, such as loading,
     is multiplied with the rest, but not where samples are drawn, which is timed by itself; snapshots are left out."""
     import yaml
     old, cfg, run, share = Path(folder) / "old", yaml.safe_load((ROOT / "configs/tiny.yaml").read_text()), ROOT / "runs/tiny", {}
@@ -206,11 +206,12 @@ def tiny(folder: str, repeats: int) -> tuple[dict, str]:
             s["data"] = [str(run / s["data"][0] / "examples.jsonl")]
         elif s["kind"] != "pretrain":
             s["sample"] = {"max_new_tokens": 256}
+    now = ["evaluate.bf16=true"] * cfg["evaluate"].pop("bf16") + [f"{s['name']}.bf16=true" for s in cfg["stages"] if s.pop("bf16", False)]       # keys of now alone
     config, found = Path(folder) / "tiny.yaml", {"before": [], "now": []}
     config.write_text(yaml.safe_dump(cfg))
     float32 = [f"{s['name']}.optim.bf16=false" for s in cfg["stages"] if s["kind"] in ("sft", "grpo")]
     for i in range(repeats):
-        for who, where, more in (("before", old, float32), ("now", ROOT, [])):
+        for who, where, more in (("before", old, float32), ("now", ROOT, now)):
             subprocess.run([sys.executable, "train.py", str(config), f"out={folder}/{who}{i}", *more], cwd=where, check=True)
             stages = json.loads((Path(folder) / f"{who}{i}/results.json").read_text())["stages"]
             spent = {s["name"]: s["done"]["seconds"] for s in stages} | {"evaluations": sum(s["eval"]["seconds"] for s in stages if "eval" in s)}
@@ -220,20 +221,14 @@ def tiny(folder: str, repeats: int) -> tuple[dict, str]:
                 spent[name] = PART["grpo"][1] * statistics.median(times[1:]) if kind == "grpo" else times[0]
             whole = {name: seconds / share[name] for name, seconds in spent.items()}
             found[who].append(whole | {"all": sum(whole.values())})
-    made = json.loads((run / "results.json").read_text())["stages"]
-    found["run"] = [{s["name"]: s["done"]["seconds"] for s in made} | {"evaluations": sum(s["eval"]["seconds"] for s in made if "eval" in s)}]
-    found["right"] = [{s["name"]: [s["eval"]["reasoning"][k] for k in ("pass@1", "se")] for s in made if "eval" in s}]
-    found["run"][0]["all"] = sum(found["run"][0].values())
     return found, tiny_table(found)
 
 
 def tiny_table(found: dict[str, list]) -> str:
-    lines = ["| stage | before, s | now, s | now / before | from, to | the whole run, s | right, % |", "|---|---:|---:|---:|---:|---:|---:|"]
-    for name, seconds in found["run"][0].items():
+    lines = ["| stage | before, s | now, s | now / before | from, to |", "|---|---:|---:|---:|---:|"]
+    for name in found["now"][0]:
         ratios = [b[name] / a[name] for a, b in zip(found["before"], found["now"], strict=True)]
-        right = " ± ".join(f"{100 * v:.1f}" for v in found["right"][0].get(name, []))
-        lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} | "
-                     f"{seconds:.0f} | {right} |")
+        lines.append(f"| {name} | {middle(found['before'], name):.0f} | {middle(found['now'], name):.0f} | {statistics.median(ratios):.2f} | {min(ratios):.2f}, {max(ratios):.2f} |")
     return "\n".join(lines) + "\n"
 
 
