@@ -39,7 +39,7 @@ def accuracy(problem: Problem, completion: str) -> tuple[bool, str]:
         answer = find_answer(problem, completion)
         if answer is None:
             return False, "no_answer"
-        if len(answer) > (20_000 if problem.kind == "code" else MAX_TEXT):
+        if len(answer) > (20_000 if problem.kind == "code" else MAX_TEXT):      # characters
             return False, "too_long"
         reason = RULES[problem.kind](problem.answer, answer)
         return reason == "ok", reason

@@ -125,7 +125,11 @@ def countdown(rng: random.Random, numbers: int) -> Problem:
     return Problem("countdown", f"countdown:{given}={values[0]}", ask, {"numbers": given, "target": values[0]}, "countdown", level=numbers)
 
 
+def shared(text: str, known: set[str]) -> bool:
+    """Whether a text shares a run of ten words with a set of them: the paper's rule for what training data must not hold (v2, D.1)."""
+    return not known.isdisjoint(grams(text))
+
+
 def grams(text: str, n: int = 10) -> list[str]:
-    """Runs of ten words. What shares one with a problem that is evaluated is not trained on: the paper's rule (v2, D.1)."""
     words = re.findall(r"\w+", text.casefold())
     return [" ".join(words[i:i + n]) for i in range(len(words) - n + 1)]

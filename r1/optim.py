@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import groupby
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,8 @@ class Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self) -> None:
         for group in self.param_groups:
-            shapes: dict[tuple[int, int], list[Tensor]] = {}
-            for p in group["params"]:
-                if p.grad is not None:
-                    shapes.setdefault(tuple(p.shape), []).append(p)
-            for (R, C), same in shapes.items():
-                n, mine = max(1, AT_ONCE // (R * C)), slice(*ranks.rows(R))
+            for (R, C), same in groupby(sorted((p for p in group["params"] if p.grad is not None), key=Tensor.size), Tensor.size):
+                same, n, mine = list(same), max(1, AT_ONCE // (R * C)), slice(*ranks.rows(R))
                 for some in (same[i:i + n] for i in range(0, len(same), n)):
                     moves = orthogonal(torch.stack([ranks.whole(self._momentum(p)) for p in some]))      # (n, R, C): it looks at whole matrices
                     for p, move in zip(some, moves, strict=True):
@@ -62,10 +59,9 @@ class Muon(torch.optim.Optimizer):
 
     def _momentum(self, p: Tensor) -> Tensor:
         """Nesterov's."""
-        state = self.state[p]
-        if not state:
-            state["momentum_buffer"] = torch.zeros_like(p)
-        return p.grad.lerp(state["momentum_buffer"].lerp_(p.grad, 0.05), 0.95)
+        if p not in self.state:
+            self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+        return p.grad.lerp(self.state[p]["momentum_buffer"].lerp_(p.grad, 0.05), 0.95)
 
 
 def orthogonal(x: Tensor) -> Tensor:

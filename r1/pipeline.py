@@ -150,9 +150,9 @@ def check_ahead(cfg: cfgs.Config, stages: list[cfgs.Stage], held: set[str]) -> N
     """What would end one of these stages hours later, found before the first begins."""
     names = [s.name for s in cfg.stages]
     for s in stages:
-        for key in ("offload", "compile"):
+        for key, why in (("offload", "is for one GPU: several share the moments as it is"), ("compile", "has not been tried under torchrun")):
             if ranks.world() > 1 and hasattr(s, "optim") and getattr(s.optim, key):
-                raise UserError(f"{s.name}: optim.{key} has not been tried under torchrun; leave it out")
+                raise UserError(f"{s.name}: optim.{key} {why}; leave it out")
         if s.init and re.sub(r"/step\d+$", "", s.init) not in names and not s.init.startswith("package:") and not Path(s.init).exists() and (
                 not hub.is_id(s.init) or s.init.split("/")[0] in names):
             raise UserError(f"{s.name} starts from {s.init!r}: no such folder or file, and no stage{nearest(s.init, names)}")

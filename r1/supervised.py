@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 from r1 import lora, ranks, world
-from r1.benchmarks import grams
+from r1.benchmarks import shared
 from r1.checkpoint import load_model
 from r1.config import SFT, Pretrain
 from r1.data import pack
@@ -96,7 +96,7 @@ def read_examples(cfg: SFT, folder: Folder, tokenizer: Tokenizer, context: int) 
                 ids, mask = asking.render([{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["completion"]}])
             else:
                 raise UserError(f"{file}:{number}: expected the fields prompt and completion (texts), or messages")
-            if folder.evaluated and not folder.evaluated.isdisjoint(grams(tokenizer.decode(ids))):
+            if folder.evaluated and shared(tokenizer.decode(ids), folder.evaluated):
                 continue                                    # it holds a problem that is evaluated
             if len(ids) > context:
                 raise UserError(f"{file}:{number}: {len(ids)} tokens do not fit into the model's context of {context}")

@@ -69,7 +69,7 @@ def open_source(name: str, evaluated: set[str] = frozenset()) -> Source:
         return _family(head, rest)
     if head in ("jsonl", *benchmarks.WHERE):
         sides = sides_of(name)
-        clean = [p for p in sides[False] if evaluated.isdisjoint(benchmarks.grams(p.prompt))]
+        clean = [p for p in sides[False] if not benchmarks.shared(p.prompt, evaluated)]
         if len(clean) < len(sides[False]):
             stop.tell(f"{name}: {len(sides[False]) - len(clean)} of {len(sides[False])} training problems share ten words in a row with problems "
                           f"that are evaluated, and are left out", sys.stderr)

@@ -143,8 +143,6 @@ def test_rows_behind_prompts_read_what_they_read_alone(make_model, options):
         step([20 + i] * 4)
 
 
-# ---- written by hand, because autograd would keep or do more ---------------------------------------
-
 @pytest.mark.parametrize("short", [0, 512])
 @pytest.mark.parametrize("T, before", [(1, 0), (128, 0), (129, 0), (300, 0), (300, 37), (130, 200)])
 def test_attention_is_its_formula(monkeypatch, short, T, before):
@@ -167,6 +165,8 @@ def test_attention_is_its_formula(monkeypatch, short, T, before):
     for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (own, formula)), strict=True):
         torch.testing.assert_close(a, b)
 
+
+# ---- written by hand, because autograd would keep or do more ---------------------------------------
 
 def test_swiglu_has_the_gradient_of_its_formula():
     x = torch.randn(2, 3, 8, dtype=D, requires_grad=True)

@@ -244,8 +244,6 @@ def test_master_weights_and_moments_are_fp32_when_the_forward_is_bf16(make_model
     assert torch.allclose(moved, torch.full_like(moved, 1e-5), rtol=0.02)
 
 
-# ---- the learning rate -------------------------------------------------------------------------
-
 @pytest.mark.parametrize("shape", [(24, 24), (12, 40), (40, 12)])
 def test_orthogonal_is_a_polynomial_of_the_singular_values(monkeypatch, shape):
     """Five times a s + b s^3 + c s^5, from singular values whose squares sum to 1; singular vectors stay."""
@@ -274,6 +272,8 @@ def test_muon_is_torchs_for_many_matrices_at_once(monkeypatch, fast, close):
         assert (p - q).norm() / (q - t).norm() < close
         torch.testing.assert_close(a.state[p]["momentum_buffer"], b.state[q]["momentum_buffer"])
 
+
+# ---- the learning rate -------------------------------------------------------------------------
 
 def test_learning_rate_by_hand():
     """10 steps, 2 of warm-up to 1: 1/2, 1, then a half cosine from 1 to 0.1 over 8 steps."""
