@@ -12,6 +12,7 @@ from torch import Tensor
 
 SCORES = 2 ** 24      # numbers that plain products may keep for the backward of a layer
 READ = 2 ** 14       # tokens of prompts that are read at once
+FEW = 1536        # columns of all key heads up to which torch's kernel is faster than two products of oneDNN, which take 15 us to begin
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
 
 
@@ -196,7 +197,7 @@ class KVCache(Causal):
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
         if (end := self.length + T) > self.k.shape[3]:
-            more = (0, 0, 0, end + max(chunk(device.type == "cpu"), end // 16) - self.k.shape[3])
+            more = (0, 0, 0, self.length + max(T, chunk(device.type == "cpu"), end // 16) - self.k.shape[3])
             self.k = F.pad(self.k, more)                          # one after the other: each is twice there meanwhile
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
@@ -227,15 +228,17 @@ class KVCache(Causal):
         B, K, S, D = k.shape
         score = lambda mask, q, k: torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=D ** -0.5)  # noqa: E731
         q = q.to(k.dtype).reshape(B * K, -1, D)                   # (B K, R, D): a key head's queries as positions of one head
+        if self.prompts is None and B * K * S <= FEW and k.dtype == torch.bfloat16 and k.device.type == "cpu":
+            return F.scaled_dot_product_attention(q.view(B, K, -1, D), k, v, attn_mask=self.mask.view(B, K, 1, S)).view(B, 1, -1, D)
         scores, v = score(self.mask, q, k), v.flatten(0, 1)                             # (B K, R, S), (B K, S, D)
         if self.prompts is None:
             return (scores.softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
         pk, pv = self.prompts.k[layer], self.prompts.v[layer].flatten(0, 1)             # (U, K, P, D), (U K, P, D)
         P = pk.shape[2]
-        grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
+        grid = lambda t: t.view(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
         rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B * K, -1, t.shape[-1])      # and back  # noqa: E731
         p = torch.cat((rows(score(self.mask_prompts, grid(q), pk)), scores), dim=-1).softmax(-1).to(v.dtype)      # (B K, R, P + S)
-        return torch.baddbmm(rows(grid(p[..., :P]) @ pv), p[..., P:], v).view(B, 1, -1, D)
+        return torch.baddbmm(rows(grid(p)[..., :P] @ pv), p[..., P:], v).view(B, 1, -1, D)
 
     def advance(self, T: int) -> None:
         self.length += T

@@ -56,8 +56,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        return F.rms_norm(x.to(wide), x.shape[-1:], self.weight.to(wide), self.eps).to(x.dtype)
+        wide = x.float() if x.dtype == torch.bfloat16 else x      # for one row promote_types would take as long as the norm
+        return F.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
 def rope_frequencies(cfg: ModelConfig) -> Tensor:
@@ -75,7 +75,7 @@ def rope_frequencies(cfg: ModelConfig) -> Tensor:
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn channel i against channel i + D/2 (the half-split order of Llama checkpoints). x (B, T, heads, D); cos and sin
     (B, T, 1, D), sin negative in the first half."""
-    wide = x.to(torch.promote_types(x.dtype, cos.dtype))      # products of mixed types are slow
+    wide = x.float() if x.dtype == torch.bfloat16 else x       # products of mixed types are slow
     return (wide * cos).addcmul_(wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
 
@@ -139,14 +139,18 @@ class Attention(nn.Module):
         return linear(context.collect(context.attend(layer, q, k, v).flatten(2)), self.out, self.o_proj)
 
 
+def swiglu(both: Tensor) -> Tensor:
+    gate, up = both.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
 class SwiGLU(torch.autograd.Function):
     """silu(gate) * up of both beside each other (B, T, 2 F), which alone is kept for the backward: autograd would keep as much again."""
 
     @staticmethod
     def forward(ctx, both: Tensor) -> Tensor:
         ctx.save_for_backward(both)
-        gate, up = both.chunk(2, dim=-1)
-        return F.silu(gate) * up
+        return swiglu(both)
 
     @staticmethod
     def backward(ctx, grad: Tensor) -> Tensor:
@@ -163,7 +167,8 @@ class MLP(nn.Module):
         self.gate_up = self.down = None                     # laid out, while sampling
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(SwiGLU.apply(linear(x, self.gate_up, self.gate_proj, self.up_proj)), self.down, self.down_proj)
+        act = SwiGLU.apply if torch.is_grad_enabled() else swiglu
+        return linear(act(linear(x, self.gate_up, self.gate_proj, self.up_proj)), self.down, self.down_proj)
 
 
 class Block(nn.Module):

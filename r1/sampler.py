@@ -54,7 +54,9 @@ def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
         return token, (logits.gather(-1, token[:, None])[:, 0] * 0).abs().double()     # nan if any of the row is not finite
     x = logits if s.temperature == 1 else logits.float() / s.temperature
     weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)                 # (N, V)
-    weight = F.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK))
+    if more := -weight.shape[1] % BLOCK:
+        weight = F.pad(weight, (0, more))
+    weight = weight.unflatten(1, (-1, BLOCK))
     sums = weight.sum(dim=-1).double()                                                  # (N, V / BLOCK)
     block, rest = _find(sums, u)
     row = torch.arange(len(u), device=u.device)
