@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCORES = 2 ** 24      # numbers that plain products may keep for the backward of a layer
+SHARE = 2 ** 19     # numbers of keys up to which a copy of its prompt for every row costs less than the products that share it
 READ = 2 ** 14       # tokens of prompts that are read at once
 FEW = 1536        # columns of all key heads up to which torch's kernel is faster than two products of oneDNN, which take 15 us to begin
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
@@ -183,6 +184,19 @@ class KVCache(Causal):
         self.offset = prompts.length - prompts.start[of] - self.start
         self.ahead = int(self.offset.max())
         return self
+
+    def alone(self, cfg, rows: Tensor) -> KVCache:
+        """The rows named, each with a copy of what it goes on from."""
+        before, own = (self.prompts.length - self.prompts.start[self.of])[rows], (self.length - self.start)[rows]      # (B,) columns
+        end = int((before + own).max())
+        new = KVCache(cfg, len(rows), end, self.k.device, self.k.dtype, (end - before - own).cpu())
+        for b, (r, u, n, m) in enumerate(torch.stack((rows, self.of[rows], before, own), dim=1).tolist()):
+            for to, prompts, mine in ((new.k, self.prompts.k, self.k), (new.v, self.prompts.v, self.v)):
+                to[:, b, :, end - m - n:end - m] = prompts[:, u, :, self.prompts.length - n:self.prompts.length]
+                to[:, b, :, end - m:] = mine[:, r, :, self.length - m:self.length]
+        new.length = end
+        new.column += end
+        return new
 
     def reach(self, T: int) -> int:
         return self.length + T + self.ahead

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.context import READ, KVCache, chunk, send
+from r1.context import READ, SHARE, KVCache, chunk, send
 from r1.graph import Steps, on_host
 from r1.model import Transformer
 from r1.types import Rollout, UserError
@@ -126,25 +126,29 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
 
 def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
     """The rows that are kept and, behind them, those that enter, in ascending order: of prompt r // n each, and every prompt read
-    once. A prompt's only sample (n = 1) goes on in its cache."""
-    device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
+    once. Rows go on from their prompts, or, where they are few, from copies of them; a prompt's only sample from itself."""
+    cfg, device, asked, longest = model.cfg, next(model.parameters()).device, sorted({r // n for r in enter}), max(map(len, prompts))
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
     kept, new, room = at(np.flatnonzero(keep)), at(np.arange(0)), chunk(device.type == "cpu")
-    own, last, fresh = ([(cache, kept)], [logits[kept]], []) if len(kept) else ([], [], [])
+    own, last, read = ([(cache, kept)], [logits[kept]], []) if len(kept) else ([], [], [])
     if enter:
         once = max(1, READ // max(len(prompts[q]) for q in asked))
-        caches, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
-        fresh, new = [(c, at(np.arange(c.k.shape[1]))) for c in caches], at(np.searchsorted(asked, [r // n for r in enter]))
+        read, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
+        new = at(np.searchsorted(asked, [r // n for r in enter]))
         last.append(torch.cat(first)[new])
-    if n == 1:
-        return KVCache.join(model.cfg, own + fresh, room=room), torch.cat(last)
-    of, read = [], []
+    few = (len(kept) + len(enter)) * longest * cfg.num_key_value_heads * cfg.head_dim <= SHARE
+    if n == 1 or few or own and cache.prompts is None:
+        if own and cache.prompts is not None:
+            own = [(cache.alone(cfg, kept), at(np.arange(len(kept))))]
+        fresh = [(c, new[new // once == i] - i * once) for i, c in enumerate(read)]
+        return KVCache.join(cfg, own + fresh, room=room), torch.cat(last)
+    of, fresh = [], [(c, at(np.arange(c.k.shape[1]))) for c in read]
     if own:
         used, old = cache.of[kept].unique(return_inverse=True)
-        of, read = [old], [(cache.prompts, used)]
-    of.append(new + sum(len(u) for _, u in read))
-    rows = KVCache.join(model.cfg, own or [(caches[0], new[:0])], len(enter), room)
-    return rows.behind(KVCache.join(model.cfg, read + fresh), torch.cat(of)), torch.cat(last)
+        of, fresh = [old], [(cache.prompts, used), *fresh]
+    of.append(new + (len(used) if own else 0))
+    rows = KVCache.join(cfg, own or [(read[0], new[:0])], len(enter), room)
+    return rows.behind(KVCache.join(cfg, fresh), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
