@@ -180,33 +180,13 @@ class KVCache(Causal):
         self.to_rows = ((of[:, None] * K + head) * G + nth[:, None]).flatten()          # (B K) the place of each row and head
         self.prompts, self.of = prompts, of
         seen = torch.arange(prompts.k.shape[3], device=of.device) >= prompts.start[:, None, None, None]      # (U, 1, 1, P)
-        self.mask_prompts = self._by_head(added(seen, prompts.k.dtype))                 # (U K, 1, P)
+        self.mask_prompts = added(seen, prompts.k.dtype).expand(-1, K, -1, -1).flatten(0, 1)      # (U K, 1, P)
         self.offset = prompts.length - prompts.start[of] - self.start
         self.ahead = int(self.offset.max())
         return self
 
-    def alone(self, cfg, rows: Tensor) -> KVCache:
-        """The rows named, each with a copy of what it goes on from."""
-        before, own = (self.prompts.length - self.prompts.start[self.of])[rows], (self.length - self.start)[rows]      # (B,) columns
-        end = int((before + own).max())
-        new = KVCache(cfg, len(rows), end, self.k.device, self.k.dtype, (end - before - own).cpu())
-        for b, (r, u, n, m) in enumerate(torch.stack((rows, self.of[rows], before, own), dim=1).tolist()):
-            for to, prompts, mine in ((new.k, self.prompts.k, self.k), (new.v, self.prompts.v, self.v)):
-                to[:, b, :, end - m - n:end - m] = prompts[:, u, :, self.prompts.length - n:self.prompts.length]
-                to[:, b, :, end - m:] = mine[:, r, :, self.length - m:self.length]
-        new.length = end
-        new.column += end
-        return new
-
     def reach(self, T: int) -> int:
         return self.length + T + self.ahead
-
-    def _by_head(self, mask: Tensor) -> Tensor:
-        """(B, 1, 1, S) -> (B K, 1, S), as `_attend_one` adds it."""
-        return mask.expand(-1, self.k.shape[2], -1, -1).flatten(0, 1)
-
-    def _first(self, T: int) -> bool:
-        return self.length == 0 and T > SHORT
 
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
@@ -216,12 +196,12 @@ class KVCache(Causal):
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
         column = self.now = self.column + key[:T]                                       # (T,)
-        if self._first(T):
-            return (column + self.offset[:, None]).clamp(min=0)
-        seen = (key <= column[:, None]) & (key >= self.start[:, None, None])            # (B, T, S)
-        seen |= key == column[:, None]                            # padding sees itself: no empty softmax row
-        mask = added(seen[:, None], self.k.dtype)                                       # (B, 1, T, S)
-        self.mask = mask if T > 1 else self._by_head(mask)
+        self.long = self.length == 0 and T > SHORT
+        if not self.long:
+            seen = (key <= column[:, None]) & (key >= self.start[:, None, None])        # (B, T, S)
+            seen |= key == column[:, None]                        # padding sees itself: no empty softmax row
+            mask = added(seen[:, None], self.k.dtype)                                   # (B, 1, T, S)
+            self.mask = mask if T > 1 else mask.expand(-1, self.k.shape[2], -1, -1).flatten(0, 1)      # (B K, 1, S), as `_attend_one` adds it
         return (column + self.offset[:, None]).clamp(min=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -229,7 +209,7 @@ class KVCache(Causal):
         left out: a product with a part of them would first copy it."""
         self.k[layer].index_copy_(2, self.now, k.transpose(1, 2).to(self.k.dtype))
         self.v[layer].index_copy_(2, self.now, v.transpose(1, 2).to(self.v.dtype))
-        if self._first(k.shape[1]):                               # long prompts, one by one: no mask and no padding
+        if self.long:                                             # long prompts, one by one: no mask and no padding
             out = torch.zeros_like(q)
             for b, n in enumerate(self.padding):
                 out[b:b + 1, n:] = sdpa(q[b:b + 1, n:], k[b:b + 1, n:], v[b:b + 1, n:])
@@ -247,8 +227,7 @@ class KVCache(Causal):
         scores, v = score(self.mask, q, k), v.flatten(0, 1)                             # (B K, R, S), (B K, S, D)
         if self.prompts is None:
             return (scores.softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
-        pk, pv = self.prompts.k[layer], self.prompts.v[layer].flatten(0, 1)             # (U, K, P, D), (U K, P, D)
-        P = pk.shape[2]
+        pk, pv, P = self.prompts.k[layer], self.prompts.v[layer].flatten(0, 1), self.prompts.k.shape[3]      # (U, K, P, D), (U K, P, D)
         grid = lambda t: t.view(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
         rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B * K, -1, t.shape[-1])      # and back  # noqa: E731
         p = torch.cat((rows(score(self.mask_prompts, grid(q), pk)), scores), dim=-1).softmax(-1).to(v.dtype)      # (B K, R, P + S)

@@ -73,8 +73,7 @@ def rope_frequencies(cfg: ModelConfig) -> Tensor:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn channel i against channel i + D/2 (the half-split order of Llama checkpoints). x (B, T, heads, D); cos and sin
-    (B, T, 1, D), sin negative in the first half."""
+    """Turn channel i against channel i + D/2 (Llama's order). x (B, T, heads, D); cos, sin (B, T, 1, D), sin negative in the first half."""
     wide = x.float() if x.dtype == torch.bfloat16 else x       # products of mixed types are slow
     return (wide * cos).addcmul_(wide.roll(x.shape[-1] // 2, -1), sin).to(x.dtype)
 
@@ -235,8 +234,7 @@ class Transformer(nn.Module):
         if (last := context.reach(T)) > self.cfg.max_position_embeddings:
             raise ValueError(f"{last} positions, but the model was made for {self.cfg.max_position_embeddings}")
         angle = context.positions(T, ids.device)[..., None, None].float() * self.rope_freq      # (B or 1, T, 1, D/2)
-        cos, sin = angle.cos(), angle.sin()
-        rope = (torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1))          # (B or 1, T, 1, D)
+        rope = angle.cos().repeat(1, 1, 1, 2), torch.cat((-angle.sin(), angle.sin()), dim=-1)      # (B or 1, T, 1, D)
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
             run = block if self.head is None else block.forward                         # compiled for training alone

@@ -54,9 +54,7 @@ def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
         return token, (logits.gather(-1, token[:, None])[:, 0] * 0).abs().double()     # nan if any of the row is not finite
     x = logits if s.temperature == 1 else logits.float() / s.temperature
     weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)                 # (N, V)
-    if more := -weight.shape[1] % BLOCK:
-        weight = F.pad(weight, (0, more))
-    weight = weight.unflatten(1, (-1, BLOCK))
+    weight = (F.pad(weight, (0, more)) if (more := -weight.shape[1] % BLOCK) else weight).unflatten(1, (-1, BLOCK))
     sums = weight.sum(dim=-1).double()                                                  # (N, V / BLOCK)
     block, rest = _find(sums, u)
     row = torch.arange(len(u), device=u.device)
@@ -124,10 +122,10 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
     return cache, model(ids, cache, torch.arange(longest - 1, ids.numel(), longest, device=device))
 
 
-def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int) -> tuple[KVCache, Tensor]:
+def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int, few: bool) -> tuple[KVCache, Tensor]:
     """The rows that are kept and, behind them, those that enter, in ascending order: of prompt r // n each, and every prompt read
-    once. Rows go on from their prompts, or, where they are few, from copies of them; a prompt's only sample from itself."""
-    cfg, device, asked, longest = model.cfg, next(model.parameters()).device, sorted({r // n for r in enter}), max(map(len, prompts))
+    once. A few rows go on in copies of what was read of their prompts, more of them share it."""
+    device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
     kept, new, room = at(np.flatnonzero(keep)), at(np.arange(0)), chunk(device.type == "cpu")
     own, last, read = ([(cache, kept)], [logits[kept]], []) if len(kept) else ([], [], [])
@@ -136,19 +134,14 @@ def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], en
         read, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
         new = at(np.searchsorted(asked, [r // n for r in enter]))
         last.append(torch.cat(first)[new])
-    few = (len(kept) + len(enter)) * longest * cfg.num_key_value_heads * cfg.head_dim <= SHARE
-    if n == 1 or few or own and cache.prompts is None:
-        if own and cache.prompts is not None:
-            own = [(cache.alone(cfg, kept), at(np.arange(len(kept))))]
-        fresh = [(c, new[new // once == i] - i * once) for i, c in enumerate(read)]
-        return KVCache.join(cfg, own + fresh, room=room), torch.cat(last)
-    of, fresh = [], [(c, at(np.arange(c.k.shape[1]))) for c in read]
+    if few:
+        return KVCache.join(model.cfg, own + [(c, new[new // once == i] - i * once) for i, c in enumerate(read)], room=room), torch.cat(last)
+    of, fresh = [new], [(c, at(np.arange(c.k.shape[1]))) for c in read]
     if own:
         used, old = cache.of[kept].unique(return_inverse=True)
-        of, fresh = [old], [(cache.prompts, used), *fresh]
-    of.append(new + (len(used) if own else 0))
-    rows = KVCache.join(cfg, own or [(read[0], new[:0])], len(enter), room)
-    return rows.behind(KVCache.join(cfg, fresh), torch.cat(of)), torch.cat(last)
+        of, fresh = [old, new + len(used)], [(cache.prompts, used), *fresh]
+    rows = KVCache.join(model.cfg, own or [(read[0], new[:0])], len(enter), room)
+    return rows.behind(KVCache.join(model.cfg, fresh), torch.cat(of)), torch.cat(last)
 
 
 def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) -> list[list[Rollout]]:
@@ -161,12 +154,13 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
     waiting = [r for r in range(N) if limit[r] > 0][::-1]
     live, keep = np.empty(0, dtype=int), np.empty(0, dtype=bool)      # the rows being decoded, in cache order; not finished yet
     cache = logits = None
+    few = n == 1 or min(N, s.max_rows) * max(map(len, prompts), default=0) * model.cfg.num_key_value_heads * model.cfg.head_dim <= SHARE
     steps = Steps(model, lambda logits, u: pick(logits, u, s), s.top_p == 1)
     while waiting or keep.any():
         full = cache is not None and cache.reach(0) >= model.cfg.max_position_embeddings
         if keep.sum() <= 0.75 * len(keep) or full and not keep.all():  # a quarter has finished: they leave, others take their places
             enter = [waiting.pop() for _ in range(min(len(waiting), s.max_rows - int(keep.sum())))]
-            cache, logits = _refill(model, cache, logits, keep, prompts, enter, n)
+            cache, logits = _refill(model, cache, logits, keep, prompts, enter, n, few)
             live = np.concatenate([live[keep], np.array(enter, dtype=int)])
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])
