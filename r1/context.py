@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCORES = 2 ** 24      # numbers that plain products may keep for the backward of a layer
-SHARE = 2 ** 19     # numbers of keys up to which a copy of its prompt for every row costs less than the products that share it
+SHARE = 2 ** 19    # numbers of keys from which sharing prompts costs a CPU less than a copy for every row
 READ = 2 ** 14       # tokens of prompts that are read at once
-FEW = 1536        # columns of all key heads up to which torch's kernel is faster than two products of oneDNN, which take 15 us to begin
+KERNEL = 1536     # columns of all key heads up to which torch's kernel is faster in bf16 than two products of oneDNN, each of which takes 15 us to begin
 SHORT = 512     # so far plain products are up to three times as fast on a CPU as torch's kernel, which keeps less for the backward
+CHUNK = 256, 32  # columns that a cache grows by on a GPU, where steps are recorded anew for it, and on a CPU
 
 
-def chunk(cpu: bool) -> int:
-    """Columns that a cache grows by: on a GPU growing costs more, because steps are recorded anew, than reading columns that are empty."""
-    return 32 if cpu else 256
+def copied(cfg, rows: int, prompt: int) -> bool:
+    """Whether rows behind prompts as long take copies of them."""
+    return rows * prompt * cfg.num_key_value_heads * cfg.head_dim <= SHARE
 
 
 def send(t: Tensor, device) -> Tensor:
@@ -191,7 +192,7 @@ class KVCache(Causal):
     def positions(self, T: int, device) -> Tensor:
         """(B, T). Makes room for the new tokens, and the mask that all layers share."""
         if (end := self.length + T) > self.k.shape[3]:
-            more = (0, 0, 0, self.length + max(T, chunk(device.type == "cpu"), end // 16) - self.k.shape[3])
+            more = (0, 0, 0, self.length + max(T, CHUNK[device.type == "cpu"], end // 16) - self.k.shape[3])
             self.k = F.pad(self.k, more)                          # one after the other: each is twice there meanwhile
             self.v = F.pad(self.v, more)
         key = torch.arange(self.k.shape[3], device=device)                              # (S,)
@@ -205,8 +206,7 @@ class KVCache(Causal):
         return (column + self.offset[:, None]).clamp(min=0)
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Writes k and v (B, T, K, D) behind what is there, and attends to all of it. Columns still to be written are masked, not
-        left out: a product with a part of them would first copy it."""
+        """Writes k and v (B, T, K, D) behind what is there; columns not yet written are masked: a product with a part would first copy it."""
         self.k[layer].index_copy_(2, self.now, k.transpose(1, 2).to(self.k.dtype))
         self.v[layer].index_copy_(2, self.now, v.transpose(1, 2).to(self.v.dtype))
         if self.long:                                             # long prompts, one by one: no mask and no padding
@@ -218,20 +218,20 @@ class KVCache(Causal):
         return sdpa(q, k.transpose(1, 2), v.transpose(1, 2), self.mask) if q.shape[1] > 1 and self.prompts is None else self._attend_one(layer, q, k, v)
 
     def _attend_one(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """The scale and the mask are a part of the product, because at this size every operation costs as much as one."""
+        """B rows that read one token each; the scale and the mask are a part of the product, because at this size every operation costs as much."""
         B, K, S, D = k.shape
-        score = lambda mask, q, k: torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=D ** -0.5)  # noqa: E731
         q = q.to(k.dtype).reshape(B * K, -1, D)                   # (B K, R, D): a key head's queries as positions of one head
-        if self.prompts is None and B * K * S <= FEW and k.dtype == torch.bfloat16 and k.device.type == "cpu":
-            return F.scaled_dot_product_attention(q.view(B, K, -1, D), k, v, attn_mask=self.mask.view(B, K, 1, S)).view(B, 1, -1, D)
+        if self.prompts is None and B * K * S <= KERNEL and k.dtype == torch.bfloat16 and k.device.type == "cpu":
+            return F.scaled_dot_product_attention(q.view(B, K, -1, D), k, v, attn_mask=self.mask.view(B, K, 1, S)).reshape(B, 1, -1, D)
+        score = lambda mask, q, k: torch.baddbmm(mask, q, k.flatten(0, 1).transpose(1, 2), alpha=D ** -0.5)  # noqa: E731
         scores, v = score(self.mask, q, k), v.flatten(0, 1)                             # (B K, R, S), (B K, S, D)
         if self.prompts is None:
             return (scores.softmax(-1).to(v.dtype) @ v).view(B, 1, -1, D)
         pk, pv, P = self.prompts.k[layer], self.prompts.v[layer].flatten(0, 1), self.prompts.k.shape[3]      # (U, K, P, D), (U K, P, D)
-        grid = lambda t: t.view(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
+        grid = lambda t: t.reshape(B * K, -1).index_select(0, self.to_grid).view(len(pv), -1, t.shape[-1])      # -> (U K, G R, _)  # noqa: E731
         rows = lambda t: t.view(len(self.to_grid), -1).index_select(0, self.to_rows).view(B * K, -1, t.shape[-1])      # and back  # noqa: E731
         p = torch.cat((rows(score(self.mask_prompts, grid(q), pk)), scores), dim=-1).softmax(-1).to(v.dtype)      # (B K, R, P + S)
-        return torch.baddbmm(rows(grid(p)[..., :P] @ pv), p[..., P:], v).view(B, 1, -1, D)
+        return torch.baddbmm(rows(grid(p[..., :P]) @ pv), p[..., P:], v).view(B, 1, -1, D)
 
     def advance(self, T: int) -> None:
         self.length += T

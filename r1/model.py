@@ -56,7 +56,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float() if x.dtype == torch.bfloat16 else x      # for one row promote_types would take as long as the norm
+        wide = x.float() if x.dtype == torch.bfloat16 else x
         return F.rms_norm(wide, x.shape[-1:], self.weight.to(wide.dtype), self.eps).to(x.dtype)
 
 
@@ -234,7 +234,8 @@ class Transformer(nn.Module):
         if (last := context.reach(T)) > self.cfg.max_position_embeddings:
             raise ValueError(f"{last} positions, but the model was made for {self.cfg.max_position_embeddings}")
         angle = context.positions(T, ids.device)[..., None, None].float() * self.rope_freq      # (B or 1, T, 1, D/2)
-        rope = angle.cos().repeat(1, 1, 1, 2), torch.cat((-angle.sin(), angle.sin()), dim=-1)      # (B or 1, T, 1, D)
+        angle = torch.cat((-angle, angle), dim=-1)                                      # (B or 1, T, 1, D)
+        rope = angle.cos(), angle.sin()
         x = self.embed_tokens(ids)                                                      # (B, T, C)
         for i, block in enumerate(self.layers):
             run = block if self.head is None else block.forward                         # compiled for training alone

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from r1.config import GRPO, SFT, Evaluate, Pretrain, Reject, Sample, Stage
-from r1.context import READ, SCORES, SHORT, chunk
+from r1.context import CHUNK, READ, SCORES, SHORT, copied
 from r1.losses import at_once
 from r1.model import ModelConfig, fast_bf16
 
@@ -97,7 +97,7 @@ def sample(m: ModelConfig, s: Sample, problems: int, group: int, prompt: int, ra
     rows, b = min(s.max_rows, -(-problems // ranks) * group), 2 if bf16 else 4
     column = 2 * m.num_hidden_layers * m.num_key_value_heads * m.head_dim * b
     prompts = -(-rows // group) * prompt                     # tokens of them, which are read and then put beside each other: twice there
-    cache = column * (rows * max(2 * s.max_new_tokens, chunk(cpu)) + 2 * prompts)      # when rows leave, the others move to a new one
+    cache = column * (rows * max(2 * s.max_new_tokens, CHUNK[cpu]) + 2 * (rows * prompt if copied(m, rows, prompt) else prompts))      # when rows leave, the others move to a new one
     read = min(prompts, max(READ, prompt)) * 4 * (m.intermediate_size + m.hidden_size) * b
     if cpu and prompt <= SHORT:
         read += 8 * min(SCORES, m.num_attention_heads * prompts * prompt)

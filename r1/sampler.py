@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from r1.config import Sample
-from r1.context import READ, SHARE, KVCache, chunk, send
+from r1.context import CHUNK, READ, KVCache, copied, send
 from r1.graph import Steps, on_host
 from r1.model import Transformer
 from r1.types import Rollout, UserError
@@ -40,8 +40,7 @@ def uniform(seeds: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 def check(logp: Tensor) -> None:
     if not (fine := torch.isfinite(logp)).all():
-        raise UserError(f"row {int((~fine).nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), "
-                        f"or its weights are damaged")
+        raise UserError(f"row {int((~fine).nonzero()[0, 0])}: the model's logits are not finite: training has diverged (try a lower lr), or its weights are damaged")
 
 
 def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
@@ -54,7 +53,9 @@ def pick(logits: Tensor, u: Tensor, s: Sample) -> tuple[Tensor, Tensor]:
         return token, (logits.gather(-1, token[:, None])[:, 0] * 0).abs().double()     # nan if any of the row is not finite
     x = logits if s.temperature == 1 else logits.float() / s.temperature
     weight = torch.softmax(truncate(x, s), dim=-1, dtype=torch.float32)                 # (N, V)
-    weight = (F.pad(weight, (0, more)) if (more := -weight.shape[1] % BLOCK) else weight).unflatten(1, (-1, BLOCK))
+    if more := -weight.shape[1] % BLOCK:
+        weight = F.pad(weight, (0, more))
+    weight = weight.unflatten(1, (-1, BLOCK))
     sums = weight.sum(dim=-1).double()                                                  # (N, V / BLOCK)
     block, rest = _find(sums, u)
     row = torch.arange(len(u), device=u.device)
@@ -97,9 +98,8 @@ def generate(model: Transformer, prompts: list[list[int]], n: int, s: Sample, se
              on_rows: Callable[[int], None] | None = None) -> list[list[Rollout]]:
     """`n` rollouts of each prompt, in the order of the prompts.
 
-    `limits` are token limits per prompt (else s.max_new_tokens); `stop(ids)` ends a row after a token;
-    `on_token(prompt, sample, id)` streams; `on_rows(k)` reports k finished rows. Raises UserError for a prompt
-    that is empty or leaves no room in the context."""
+    `limits` are token limits per prompt (else s.max_new_tokens); `stop(ids)` ends a row after a token; `on_token(prompt, sample, id)` streams;
+    `on_rows(k)` reports k finished rows. Raises UserError for a prompt that is empty or leaves no room in the context."""
     limits = limits or [s.max_new_tokens] * len(prompts)
     context = model.cfg.max_position_embeddings
     for i, p in enumerate(prompts):
@@ -122,21 +122,21 @@ def _prefill(model: Transformer, prompts: list[list[int]]) -> tuple[KVCache, Ten
     return cache, model(ids, cache, torch.arange(longest - 1, ids.numel(), longest, device=device))
 
 
-def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int, few: bool) -> tuple[KVCache, Tensor]:
+def _refill(model, cache, logits, keep: np.ndarray, prompts: list[list[int]], enter: list[int], n: int, copies: bool) -> tuple[KVCache, Tensor]:
     """The rows that are kept and, behind them, those that enter, in ascending order: of prompt r // n each, and every prompt read
-    once. A few rows go on in copies of what was read of their prompts, more of them share it."""
+    once. With `copies`, rows go on in copies of what was read of their prompts; else they share it."""
     device, asked = next(model.parameters()).device, sorted({r // n for r in enter})
     at = lambda found: torch.as_tensor(found, device=device)  # noqa: E731
-    kept, new, room = at(np.flatnonzero(keep)), at(np.arange(0)), chunk(device.type == "cpu")
+    kept, new, room = at(np.flatnonzero(keep)), np.arange(0), CHUNK[device.type == "cpu"]
     own, last, read = ([(cache, kept)], [logits[kept]], []) if len(kept) else ([], [], [])
     if enter:
         once = max(1, READ // max(len(prompts[q]) for q in asked))
         read, first = zip(*(_prefill(model, [prompts[q] for q in asked[i:i + once]]) for i in range(0, len(asked), once)), strict=True)
-        new = at(np.searchsorted(asked, [r // n for r in enter]))
-        last.append(torch.cat(first)[new])
-    if few:
-        return KVCache.join(model.cfg, own + [(c, new[new // once == i] - i * once) for i, c in enumerate(read)], room=room), torch.cat(last)
-    of, fresh = [new], [(c, at(np.arange(c.k.shape[1]))) for c in read]
+        new = np.searchsorted(asked, [r // n for r in enter])
+        last.append(torch.cat(first)[at(new)])
+    if copies:
+        return KVCache.join(model.cfg, own + [(c, at(new[new // once == i] % once)) for i, c in enumerate(read)], room=room), torch.cat(last)
+    of, fresh = [new := at(new)], [(c, at(np.arange(c.k.shape[1]))) for c in read]
     if own:
         used, old = cache.of[kept].unique(return_inverse=True)
         of, fresh = [old, new + len(used)], [(cache.prompts, used), *fresh]
@@ -154,13 +154,13 @@ def _decode(model, prompts, n, s, seed, eos, limits, stop, on_token, on_rows) ->
     waiting = [r for r in range(N) if limit[r] > 0][::-1]
     live, keep = np.empty(0, dtype=int), np.empty(0, dtype=bool)      # the rows being decoded, in cache order; not finished yet
     cache = logits = None
-    few = n == 1 or min(N, s.max_rows) * max(map(len, prompts), default=0) * model.cfg.num_key_value_heads * model.cfg.head_dim <= SHARE
+    copies = n == 1 or copied(model.cfg, min(N, s.max_rows), max(map(len, prompts), default=0))
     steps = Steps(model, lambda logits, u: pick(logits, u, s), s.top_p == 1)
     while waiting or keep.any():
         full = cache is not None and cache.reach(0) >= model.cfg.max_position_embeddings
         if keep.sum() <= 0.75 * len(keep) or full and not keep.all():  # a quarter has finished: they leave, others take their places
             enter = [waiting.pop() for _ in range(min(len(waiting), s.max_rows - int(keep.sum())))]
-            cache, logits = _refill(model, cache, logits, keep, prompts, enter, n, few)
+            cache, logits = _refill(model, cache, logits, keep, prompts, enter, n, copies)
             live = np.concatenate([live[keep], np.array(enter, dtype=int)])
             keep = np.ones(len(live), dtype=bool)
         at = np.array([len(ids[r]) for r in live])

@@ -8,7 +8,7 @@ from r1 import context, data, losses
 from r1.context import KVCache, Ragged, added, sdpa
 from r1.data import collate, families, micro_batches, prompt_length
 from r1.losses import grpo_loss, token_logprobs
-from r1.model import SwiGLU, lay_out, linear
+from r1.model import ModelConfig, SwiGLU, lay_out, linear, swiglu
 from r1.optim import supervised_logprobs
 from r1.types import Example
 
@@ -166,13 +166,31 @@ def test_attention_is_its_formula(monkeypatch, short, T, before):
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("kernel", [0, context.KERNEL])
+def test_a_step_of_few_rows_in_bfloat16_is_its_formula(monkeypatch, kernel):
+    """The 20th token of two rows, of which one begins behind 5 columns of padding; by products and by torch's kernel, and
+    behind a cache that has room left."""
+    monkeypatch.setattr(context, "KERNEL", kernel)
+    cache = KVCache(ModelConfig(hidden_size=96, num_hidden_layers=1, num_attention_heads=6, num_key_value_heads=2), 2, 24, dtype=torch.bfloat16, start=torch.tensor([0, 5]))
+    q, k, v = (torch.randn(2, 20, h, 16, generator=torch.Generator().manual_seed(h)).bfloat16() for h in (6, 2, 3))
+    v = v[:, :, :2]
+    for at in (slice(0, 19), slice(19, 20)):
+        cache.positions(at.stop - at.start, torch.device("cpu"))
+        own = cache.attend(0, q[:, at], k[:, at], v[:, at])                                # (2, T, 6, 16)
+        cache.advance(at.stop - at.start)
+    for b, begin in enumerate([0, 5]):
+        for h in range(6):
+            weights = (k[b, begin:, h // 3].double() @ q[b, 19, h].double() / 4).softmax(0)
+            torch.testing.assert_close(own[b, 0, h].double(), weights @ v[b, begin:, h // 3].double(), atol=1e-2, rtol=1e-2)
+
+
 # ---- written by hand, because autograd would keep or do more ---------------------------------------
 
 def test_swiglu_has_the_gradient_of_its_formula():
     x = torch.randn(2, 3, 8, dtype=D, requires_grad=True)
     assert torch.autograd.gradcheck(SwiGLU.apply, x)
     gate, up = x.chunk(2, dim=-1)
-    assert torch.equal(SwiGLU.apply(x), torch.nn.functional.silu(gate) * up)
+    assert torch.equal(SwiGLU.apply(x), torch.nn.functional.silu(gate) * up) and torch.equal(swiglu(x), SwiGLU.apply(x))
 
 
 @pytest.mark.parametrize("rows", [0, 4])

@@ -4,7 +4,7 @@ import random
 import pytest
 import torch
 
-from r1 import graph, ranks
+from r1 import context, graph, ranks
 from r1.config import GRPO, Optim, Sample
 from r1.grpo import learn
 from r1.model import ModelConfig, Transformer
@@ -28,11 +28,12 @@ def stepwise(monkeypatch):
     monkeypatch.setattr(graph.Steps, "read", lambda self, token, cache: self.model(token[:, None], cache)[:, -1])
 
 
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("bf16, share", [(False, 0), (True, 0), (True, context.SHARE)])       # with prompts shared, and copied
 @pytest.mark.parametrize("sample", [Sample(max_new_tokens=200), Sample(max_new_tokens=150, max_rows=7), Sample(max_new_tokens=100, temperature=0.0),
                                     Sample(max_new_tokens=100, temperature=0.6, top_p=0.95)])
-def test_recorded_steps_are_the_steps(monkeypatch, sample, bf16):
+def test_recorded_steps_are_the_steps(monkeypatch, sample, bf16, share):
     """Through growth of the cache, rows that leave and rows that enter: the same tokens and the same bits of their log-probs."""
+    monkeypatch.setattr(context, "SHARE", share)
     model = small()
     model.bf16 = bf16
     eos = [1, 2, 3, 4]                     # so that rows end here and there

@@ -20,6 +20,12 @@ EOS = [17, 18, 19, 20, 40, 41, 60, 61]                  # of 300 ids: rows end a
 S = Sample(max_new_tokens=24)
 
 
+@pytest.fixture(autouse=True, params=[0, context.SHARE], ids=["prompts shared", "prompts copied"])
+def share(request, monkeypatch):
+    """These models are so small that their rows would never share a prompt."""
+    monkeypatch.setattr(context, "SHARE", request.param)
+
+
 def ids(rollouts):
     return [[(r.ids, r.finish) for r in group] for group in rollouts]
 
@@ -123,8 +129,16 @@ def test_prompts_read_in_pieces_are_prompts_read_at_once(model, monkeypatch, n, 
     assert max(read) <= 2 and sum(read) >= len(PROMPTS)
 
 
+def test_rows_outgrow_what_their_cache_has_room_for(make_model):
+    """Seventy tokens in steps of 32 columns, and the next token of each is what the whole row, read anew, gives."""
+    model = make_model(torch.float64)
+    for group in go(model, n=2, s=Sample(max_new_tokens=70, temperature=0.0), eos=[]):
+        for r in group:
+            assert model(torch.tensor([r.prompt_ids + r.ids]))[0, len(r.prompt_ids) - 1:-1].argmax(-1).tolist() == r.ids
+
+
 def test_a_prompts_only_sample_is_the_first_of_its_group(model):
-    """It goes on in the cache of its prompt, where a group's rows stand behind it."""
+    """It goes on in the cache of its prompt, where a group's rows may stand behind it."""
     assert ids(go(model, n=1)) == [g[:1] for g in ids(go(model, n=3))]
 
 
