@@ -55,6 +55,7 @@ def test_compiled_layers_are_refused_where_they_were_not_tried(tmp_path, monkeyp
         pipeline.run(config.load(file, ["dev2.optim.compile=true", "device=cpu"]))
 
 
+@pytest.mark.slow
 def test_layers_that_cannot_be_compiled_are_said_in_a_sentence_and_the_run_goes_on_without(run, tmp_path):
     file, out = run
     shutil.copytree(out, copy := tmp_path / "copy")
